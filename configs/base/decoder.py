@@ -1,0 +1,62 @@
+"""Small decoders that train on two CPU cores.
+
+Run:    python -m experiments.run --config=configs/base/decoder.py:small
+"""
+
+import ml_collections
+
+ARMS = ("tiny", "small")
+
+
+def tiny() -> ml_collections.ConfigDict:
+  """Dense and MoE layers in turn, as small as they come: for tests."""
+  return ml_collections.ConfigDict(
+    dict(
+      model=dict(
+        name="decoder",
+        vocab=256,
+        width=32,
+        attention=dict(name="gqa", heads=2, kv_heads=1, head_width=16),
+        mlp=dict(hidden=64),
+        moe=dict(
+          num_experts=4,
+          hidden=32,
+          router=dict(name="topk", k=2),
+          balance=dict(switch=dict(weight=0.01)),
+          dispatch=dict(name="sort"),
+        ),
+        layers=[dict(ffn="mlp"), dict(ffn="moe")] * 2,
+      ),
+      train=dict(steps=30, batch_size=8, lr_peak=1e-2, seed=0),
+    )
+  )
+
+
+def small() -> ml_collections.ConfigDict:
+  """Four MoE layers, eight experts, two of them for each token: for sweeps and studies."""
+  return ml_collections.ConfigDict(
+    dict(
+      model=dict(
+        name="decoder",
+        vocab=1024,
+        width=128,
+        attention=dict(name="gqa", heads=4, kv_heads=2, head_width=32),
+        mlp=dict(hidden=256),
+        moe=dict(
+          num_experts=8,
+          hidden=128,
+          router=dict(name="topk", k=2),
+          balance=dict(switch=dict(weight=0.01)),
+          dispatch=dict(name="sort"),
+        ),
+        layers=[dict(ffn="moe")] * 4,
+      ),
+      data=dict(source="stdlib_text", tokenizer="bpe:1024", seq_len=128),
+      train=dict(steps=400, batch_size=16, lr_peak=3e-3, seed=0),
+    )
+  )
+
+
+def get_config(arm: str = "tiny") -> ml_collections.ConfigDict:
+  """One of the recipes by its name."""
+  return {"tiny": tiny, "small": small}[arm]()
