@@ -6,7 +6,7 @@ of that axis one device holds):
   B batch   T sequence   N tokens = B*T, row-major   G token groups   L layers   V vocabulary
   E experts   Z virtual experts   U = E + Z   K choices per token   C slots per expert, all groups
   M dispatched rows   D width   F expert width   H, J query and key/value heads   A head width
-  R rank, or replicas   S experts held in memory (E, unless a placement table says otherwise)
+  R rank, or replicas   Y labels of tokens   S experts held in memory (E, unless a placement table says otherwise)
 
 An expert id is -1 for an unused choice, 0..E-1 for an expert, E..U-1 for a virtual one.
 """
@@ -53,16 +53,26 @@ class RouterInputs:
   knobs: dict = empty()  # traced numbers that change during a run: k_active, ...
   forced_NK: jax.Array | None = None  # expert ids laid over the router's: -2 = route freely
   forced_gate_NK: jax.Array | None = None
-  key: jax.Array | None = None
+  key: jax.Array | None = None  # None outside training: nothing random happens
+  label_N: jax.Array | None = None  # the domain of a token, for the tap `label_count_YU`
+  labels: int = static(default=0)
+  taps: tuple = static(default=())  # names of the statistics asked for (core/taps.py)
+  residual: typing.Any = static(default=None)  # dtype of the residual stream; None = as computed
   seq_len: int = static(default=1)
   groups: int = static(default=1)  # tokens compete only inside one contiguous N/groups of them
   num_experts: int = static(default=0)
   virtual: tuple = static(default=())
+  taps: tuple = static(default=())  # names of the statistics a caller wants (core/taps.py)
+  residual: typing.Any = static(default=None)  # dtype of the residual stream; None = as computed
 
 
 @flax.struct.dataclass
 class TokenPlan:
-  """Each token names K experts; with slots, also the place it has in each expert's buffer."""
+  """Each token names K experts; with slots, also the place it has in each expert's buffer.
+
+  An edit that takes a choice away writes -1 over its id and leaves its gate where it was, so that a
+  later edit can tell how much was lost. Nothing else reads the gate of an unused choice.
+  """
 
   expert_NK: jax.Array
   gate_NK: jax.Array
@@ -120,6 +130,10 @@ class TokenPlan:
     gate_EC = jnp.zeros((E * C,), self.gate_NK.dtype).at[at_NK].add(self.gate_NK, mode="drop")
     return ExpertPlan(token_EC, gate_EC.reshape(E, C), N, self.groups)
 
+  def soft(self) -> "SoftPlan":
+    """The same plan as weights."""
+    return self.slots().soft()
+
   def local(self, shard: jax.Array, shards: int) -> "TokenPlan":
     """Of a plan whose arrays are already cut along N: slots counted inside this shard."""
     c = self.capacity // shards
@@ -169,11 +183,64 @@ class ExpertPlan:
     """It is one."""
     return self
 
+  def soft(self) -> "SoftPlan":
+    """The same plan as weights: one-hot tables of N * E * C / groups numbers, by design."""
+    (E, C), N, G = self.token_EC.shape, self.num_tokens, self.groups
+    n, c = N // G, C // G
+    token_GEc = self.token_EC.reshape(E, G, c).swapaxes(0, 1) - n * jnp.arange(G)[:, None, None]
+    at_GnEc = jnp.arange(n)[None, :, None, None] == token_GEc[:, None]  # empty slots match none
+    gate_GEc = self.gate_EC.reshape(E, G, c).swapaxes(0, 1)
+    dispatch_NEC = at_GnEc.astype(gate_GEc.dtype).reshape(N, E, c)
+    combine_NEC = jnp.where(at_GnEc, gate_GEc[:, None], 0).reshape(N, E, c)
+    return SoftPlan(dispatch_NEC, combine_NEC, G)
+
   def local(self, shard: jax.Array, shards: int) -> "ExpertPlan":
     """Of a plan whose arrays are already cut along C: tokens counted inside this shard."""
     n = self.num_tokens // shards
     token_EC = jnp.where(self.token_EC < 0, -1, self.token_EC - shard * n)
     return self.replace(token_EC=token_EC, num_tokens=n)
+
+
+@flax.struct.dataclass
+class SoftPlan:
+  """Each slot is a mixture of the tokens of its group, each token a mixture of its group's slots.
+
+  C counts the slots of an expert in ONE group here; the group of a row is that of its token:
+  slot[g, e, c] = sum over n in g of dispatch[n, e, c] x[n]
+  y[n] = sum over e and c of combine[n, e, c] expert_e(slot[g, e, c])
+  """
+
+  dispatch_NEC: jax.Array
+  combine_NEC: jax.Array
+  groups: int = static(default=1)
+  virtual = ()
+
+  @property
+  def num_experts(self) -> int:
+    return self.dispatch_NEC.shape[1]
+
+  def count_U(self) -> jax.Array:
+    """How many slots each expert computes: all of them."""
+    _, E, C = self.dispatch_NEC.shape
+    return jnp.full((E,), self.groups * C, self.combine_NEC.dtype)
+
+  def placed(self, slot_ER: jax.Array, stored: int) -> "SoftPlan":
+    """The plan over the experts in memory, for tables that are one to one."""
+    N, _, C = self.dispatch_NEC.shape
+    move = lambda a_NEC: jnp.zeros((N, stored, C), a_NEC.dtype).at[:, slot_ER[:, 0]].set(a_NEC)
+    return self.replace(
+      dispatch_NEC=move(self.dispatch_NEC), combine_NEC=move(self.combine_NEC)
+    )
+
+  def soft(self) -> "SoftPlan":
+    """It is one."""
+    return self
+
+  def slots(self):
+    """A mixture has no token to put into a slot."""
+    raise Wrong("this router mixes tokens instead of choosing some; use the dispatch 'einsum'.")
+
+  rows = weights_NE = slots
 
 
 def _columns(id_NK, value_NK, first, last):
