@@ -6,7 +6,8 @@ of that axis one device holds):
   B batch   T sequence   N tokens = B*T, row-major   G token groups   L layers   V vocabulary
   E experts   Z virtual experts   U = E + Z   K choices per token   C slots per expert, all groups
   M dispatched rows   D width   F expert width   H, J query and key/value heads   A head width
-  R rank, or replicas   Y labels of tokens   S experts held in memory (E, unless a placement table says otherwise)
+  R rank, or replicas   Y labels of tokens
+  S experts held in memory (E, unless a placement table says otherwise)
 
 An expert id is -1 for an unused choice, 0..E-1 for an expert, E..U-1 for a virtual one.
 """
@@ -62,8 +63,6 @@ class RouterInputs:
   groups: int = static(default=1)  # tokens compete only inside one contiguous N/groups of them
   num_experts: int = static(default=0)
   virtual: tuple = static(default=())
-  taps: tuple = static(default=())  # names of the statistics a caller wants (core/taps.py)
-  residual: typing.Any = static(default=None)  # dtype of the residual stream; None = as computed
 
 
 @flax.struct.dataclass
@@ -228,9 +227,7 @@ class SoftPlan:
     """The plan over the experts in memory, for tables that are one to one."""
     N, _, C = self.dispatch_NEC.shape
     move = lambda a_NEC: jnp.zeros((N, stored, C), a_NEC.dtype).at[:, slot_ER[:, 0]].set(a_NEC)
-    return self.replace(
-      dispatch_NEC=move(self.dispatch_NEC), combine_NEC=move(self.combine_NEC)
-    )
+    return self.replace(dispatch_NEC=move(self.dispatch_NEC), combine_NEC=move(self.combine_NEC))
 
   def soft(self) -> "SoftPlan":
     """It is one."""
