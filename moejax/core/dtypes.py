@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from moejax.core import axes, plugin
 from moejax.core.plugin import Wrong
+from pallas_kernels import target
 
 NAMES = ("float32", "bfloat16", "float16", "float64")
 
@@ -49,19 +50,13 @@ class Config:
       )
 
 
-def platform() -> str:
-  """The platform a computation is meant for: that of the mesh in context, else the default one."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device.platform if device is not None else jax.default_backend()
-
-
 def filled(cfg: Config) -> Config:
   """The same with every None decided.
 
   >>> filled(Config(compute="bfloat16")).residual
   'bfloat16'
   """
-  compute = cfg.compute or ("float32" if platform() == "cpu" else "bfloat16")
+  compute = cfg.compute or ("float32" if target.platform() == "cpu" else "bfloat16")
   return dataclasses.replace(
     cfg, compute=compute, residual=cfg.residual or compute, moments=cfg.moments or cfg.params
   )

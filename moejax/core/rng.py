@@ -1,7 +1,7 @@
 """Random keys: named streams of one seed, so that a new draw moves none of the old ones.
 
-A run is a function of (config, seed). The key of a draw is fold_in(fold_in(step key, stream), layer)
-and never the next split of a key that other draws share.
+A run is a function of (config, seed). The key of a draw is the key of its step, folded with the
+stream and then with the layer; it is never the next split of a key that other draws share.
 """
 
 import zlib

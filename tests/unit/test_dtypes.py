@@ -14,16 +14,16 @@ def test_everything_is_float32_on_a_cpu():
 
 
 def test_elsewhere_compute_and_residual_are_bfloat16(monkeypatch):
-  monkeypatch.setattr(dtypes, "platform", lambda: "tpu")
+  monkeypatch.setattr(dtypes.target, "platform", lambda: "tpu")
   cfg = dtypes.filled(dtypes.Config())
   assert (cfg.compute, cfg.residual, cfg.moments) == ("bfloat16", "bfloat16", "float32")
 
 
 def test_the_platform_is_that_of_the_mesh_in_context(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  assert dtypes.platform() == "tpu"
+  assert dtypes.filled(dtypes.Config()).compute == "bfloat16"
   with jax.set_mesh(jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))):
-    assert dtypes.platform() == "cpu"
+    assert dtypes.filled(dtypes.Config()).compute == "float32"
 
 
 def test_cast_leaves_routers_and_integers_alone():

@@ -1,0 +1,69 @@
+"""AdamW: Adam with decoupled weight decay, clipping by global norm, and parameter groups.
+
+Paper:  Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter 2019, arXiv:1711.05101.
+State:  count, and the moments mu and nu as trees like the params, without the frozen leaves.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from moejax.core.plugin import Wrong
+from moejax.optim import groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+  clip_norm: float | None = 1.0  # of the gradient of all leaves that learn
+  rules: tuple = ()  # of optim/groups.py
+
+  def __post_init__(self):
+    if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+      raise Wrong(f"adamw: b1 is {self.b1} and b2 is {self.b2}; both lie in 0..1, below 1.")
+    if self.eps <= 0 or self.weight_decay < 0:
+      raise Wrong(
+        f"adamw: eps is {self.eps} and weight_decay is {self.weight_decay}; eps is above 0, and"
+        " weight_decay not below."
+      )
+    if self.clip_norm is not None and self.clip_norm <= 0:
+      raise Wrong(f"adamw: clip_norm is {self.clip_norm}; use a positive number, or None.")
+
+
+def make(cfg: Config, lr, params, moments="float32", trainable=None):
+  """The optax transformation for a tree of params, or of their shapes; lr is step -> value.
+
+  `moments` is the dtype of the first moment. The second stays float32: it moves by 1 - b2 of itself
+  in a step, which bfloat16 would round away.
+  """
+  setting = groups.settings(params, cfg.rules, cfg.weight_decay, trainable)
+  adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=jnp.dtype(moments))
+  wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+  def init(params):
+    return adam.init(wide(groups.learning(params, setting)))
+
+  def update(grads, state, params):
+    rule, part = groups.learning(setting, setting), groups.learning(params, setting)
+    grads = jax.tree.map(_masked, wide(groups.learning(grads, setting)), rule)
+    if cfg.clip_norm is not None:
+      scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(optax.tree.norm(grads), 1e-30))
+      grads = jax.tree.map(lambda g: g * scale, grads)
+    rate = jnp.float32(lr(state.count))
+    step, state = adam.update(grads, state)
+    new = jax.tree.map(lambda u, p, r: -rate * r.lr * (u + r.weight_decay * p), step, part, rule)
+    new = jax.tree.map(_masked, new, rule)
+    return groups.fill(new, params, jnp.zeros_like), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _masked(leaf, rule):
+  """The leaf with zeros in the layers that are frozen."""
+  return leaf * rule.learns if isinstance(rule.learns, np.ndarray) else leaf
