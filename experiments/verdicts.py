@@ -1,0 +1,54 @@
+"""How studies judge: a table of runs, and comparisons that respect the spread between seeds."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  rows: list[dict]  # each with `arm`, `seed` and numbers
+
+  def values(self, arm: str, column: str) -> np.ndarray:
+    """One number per seed.
+
+    >>> Table([{"arm": "a", "seed": 0, "loss": 2.0}]).values("a", "loss").tolist()
+    [2.0]
+    """
+    return np.array([row[column] for row in self.rows if row["arm"] == arm], float)
+
+  def summary(self) -> dict:
+    """Mean and spread (largest less smallest over seeds) of every number of every arm."""
+    out = {}
+    for arm in dict.fromkeys(row["arm"] for row in self.rows):
+      first = next(row for row in self.rows if row["arm"] == arm)
+      columns = [key for key, value in first.items() if key != "seed" and _is_number(value)]
+      out[arm] = {
+        column: {"mean": float(v.mean()), "spread": float(np.ptp(v))}
+        for column in columns
+        for v in [self.values(arm, column)]
+      }
+    return out
+
+
+def lower(table: Table, column: str, arm: str, than: str) -> str:
+  """Whether `arm` is lower than another by more than either spreads over its seeds.
+
+  >>> rows = [{"arm": a, "seed": s, "loss": x + s / 10} for a, x in (("a", 1.), ("b", 2.))
+  ...         for s in (0, 1)]
+  >>> lower(Table(rows), "loss", "a", than="b")
+  'holds: loss a 1.0500 +-0.0500, b 2.0500 +-0.0500 over 2 seeds; gap 1.0000, spread 0.1000'
+  """
+  a, b = table.values(arm, column), table.values(than, column)
+  gap, spread = b.mean() - a.mean(), max(np.ptp(a), np.ptp(b))
+  word = "holds" if gap > spread else "fails" if gap < -spread else "unclear"
+  if min(len(a), len(b)) < 2:
+    word = "unclear"  # one seed has no spread to compare with
+  half = [f"{name} {v.mean():.4f} +-{np.ptp(v) / 2:.4f}" for name, v in ((arm, a), (than, b))]
+  return (
+    f"{word}: {column} {half[0]}, {half[1]} over {len(a)} seeds; gap {gap:.4f}, spread {spread:.4f}"
+  )
+
+
+def _is_number(value):
+  return isinstance(value, int | float) and not isinstance(value, bool)
