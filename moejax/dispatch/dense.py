@@ -1,4 +1,8 @@
-"""Dense dispatch, the oracle: every expert on every token, then the weights. Cost O(N E)."""
+"""Dense dispatch, the oracle: every expert on every token, then the weights.
+
+Plan:   any in which tokens or experts choose.
+Cost:   N * E rows, whatever the plan.
+"""
 
 import dataclasses
 

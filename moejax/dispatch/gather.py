@@ -1,6 +1,7 @@
 """Capacity dispatch: every expert's C slots are gathered, run as equal groups, added back.
 
-Needs a plan with slots: an ExpertPlan, or a TokenPlan after the edit `capacity`.
+Plan:   with slots: an ExpertPlan, or a TokenPlan after the edit `capacity`.
+Cost:   E * C rows, empty slots included.
 """
 
 import dataclasses

@@ -1,0 +1,67 @@
+"""Balance over a whole model: the losses of its layers, and the controllers after a step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from moejax.core import plugin, runs, sums, tree
+from moejax.core.plugin import Wrong
+from moejax.layers import moe
+
+
+def loss(layer_sums, past, model_cfg):
+  """The weighted balance losses of all MoE layers, one stack of equal layers at a time.
+
+  `past` has the sums of the earlier micro-batches of the step, {} at first. A rule whose scope is
+  "pooled" sees the layers of all stacks that have it as one stack.
+  """
+  total, pooled = jnp.float32(0), {}
+  for path, cfg in runs.find(model_cfg.layers, moe.Config):
+    for name, rule in cfg.balance:
+      if hasattr(plugin.module(rule), "loss"):
+        now_L, past_L = (sums.seen_by(name, tree.at(s, path)) for s in (layer_sums, past))
+        if getattr(rule, "scope", None) == "pooled":
+          pooled.setdefault((name, rule), []).append(now_L)
+        else:
+          total += rule.weight * plugin.module(rule).loss(now_L, past_L, rule)
+  for (name, rule), stacks in pooled.items():
+    total += rule.weight * plugin.module(rule).loss(_joined(name, stacks), {}, rule)
+  return total
+
+
+def _joined(name, stacks):
+  """The sums of several stacks as those of one: the layer's own and those of component `name`."""
+  ids = sorted({len(seen["count_U"][0]) for seen in stacks})
+  if len(ids) > 1:
+    raise Wrong(
+      f"{name}: scope 'pooled' needs layers with the same number of experts, and they have {ids};"
+      " use the scope 'micro_batch'."
+    )
+  own = [{key: leaf for key, leaf in seen.items() if "/" not in key} for seen in stacks]
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *own)
+
+
+def controllers(params, model_state, layer_sums, knobs, model_cfg):
+  """A hook: every balance rule with an `update` moves the state of its layer's router.
+
+  Knobs are numbers, or arrays with one entry per layer of the model.
+  """
+  state, L = model_state.get("router_state", {}), len(model_cfg.layers)
+  knobs = {name: jnp.broadcast_to(value, (L,)) for name, value in knobs.items()}
+  for path, cfg in runs.find(model_cfg.layers, moe.Config):
+    mine = {name: value_L[_layers(path, model_cfg)] for name, value_L in knobs.items()}
+    for name, rule in cfg.balance:
+      if hasattr(plugin.module(rule), "update"):
+        at = (*path, "router")
+        update = functools.partial(plugin.module(rule).update, cfg=rule)
+        seen_L = sums.seen_by(name, tree.at(layer_sums, path))
+        new_L = jax.vmap(update)(tree.at(params, at), tree.at(state, at), seen_L, mine)
+        state = tree.put(state, at, new_L)
+  return params, {**model_state, "router_state": state} if state else model_state
+
+
+def _layers(path, model_cfg) -> list[int]:
+  """The numbers of the layers in the stack under a path."""
+  run = next(run for run in runs.fold(model_cfg.layers) if run.name == path[0])
+  return [run.layer(repeat, int(path[1])) for repeat in range(run.repeats)]
