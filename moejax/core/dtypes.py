@@ -24,7 +24,7 @@ def dtype(name: str):
   """
   if name not in NAMES:
     raise Wrong(f"precision: {name!r} is no dtype of a run. {plugin.hint(name, NAMES)}")
-  if name == "float64" and not jax.config.jax_enable_x64:
+  if jax.dtypes.canonicalize_dtype(name) != jnp.dtype(name):
     raise Wrong("precision: float64 is off in JAX; set JAX_ENABLE_X64=1, or use 'float32'.")
   return jnp.dtype(name)
 
@@ -70,6 +70,6 @@ def cast(params, cfg: Config):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
       return leaf  # packed storage is integers
     routed = axes.role(tuple(key.key for key in path)) == "router"
-    return leaf.astype(dtype(cfg.router if routed else cfg.compute))
+    return leaf.astype(cfg.router if routed else cfg.compute)
 
   return jax.tree_util.tree_map_with_path(one, params)

@@ -49,9 +49,9 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None):
   def init(params):
     return adam.init(wide(groups.learning(params, setting)))
 
-  def update(grads, state, params):
+  def update(updates, state, params=None):
     rule, part = groups.learning(setting, setting), groups.learning(params, setting)
-    grads = jax.tree.map(_masked, wide(groups.learning(grads, setting)), rule)
+    grads = jax.tree.map(_masked, wide(groups.learning(updates, setting)), rule)
     if cfg.clip_norm is not None:
       scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(optax.tree.norm(grads), 1e-30))
       grads = jax.tree.map(lambda g: g * scale, grads)

@@ -96,7 +96,7 @@ def settings(params, rules: tuple, weight_decay: float, trainable=None):
   return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def learning(tree: dict, setting: dict) -> dict:
+def learning(tree, setting) -> dict:
   """The part of a tree that learns: frozen leaves are not in it."""
   if not isinstance(tree, dict):
     return tree
@@ -104,7 +104,7 @@ def learning(tree: dict, setting: dict) -> dict:
   return {k: v for k, v in kept.items() if not _empty(v, setting[k])}
 
 
-def fill(part: dict, whole: dict, make) -> dict:
+def fill(part, whole, make) -> dict:
   """`part` in the shape of `whole`, with make(leaf) for every leaf that is not in it."""
   rest = lambda key, leaf: fill(part[key], leaf, make) if key in part else jax.tree.map(make, leaf)
   return {key: rest(key, leaf) for key, leaf in whole.items()} if isinstance(whole, dict) else part
