@@ -63,18 +63,23 @@ def token_axes(mesh) -> tuple[str, ...]:
   return tuple(axis for axis in axes.TOKENS if axis in mesh.shape)
 
 
-def check(mesh, model_cfg, batch_size: int, accumulate: int = 1):
-  """Refuses a batch or a number of experts that the mesh does not divide."""
-  shards = math.prod(mesh.shape[axis] for axis in token_axes(mesh))
-  if batch_size // accumulate % shards:
-    of = f"micro-batches of {batch_size // accumulate} rows ({batch_size} in {accumulate} parts)"
+def rows(mesh) -> int:
+  """The rows of the smallest batch: one for each part that the tokens are cut into."""
+  return math.prod(mesh.shape[axis] for axis in token_axes(mesh))
+
+
+def check(cfg, mesh):
+  """Refuses a run's batch or number of experts that the mesh does not divide."""
+  shards, accumulate, owners = rows(mesh), cfg.train.accumulate, mesh.shape.get("expert", 1)
+  size, text = cfg.train.batch_size, ",".join(f"{a}:{n}" for a, n in mesh.shape.items())
+  if size // accumulate % shards:
     raise Wrong(
-      f"mesh: {of} cannot be cut over {shards} devices ({_written(mesh)}); change"
-      f" train.batch_size to a multiple of {shards * accumulate}, or the mesh."
+      f"mesh: micro-batches of {size // accumulate} rows (train.batch_size {size},"
+      f" train.accumulate {accumulate}) cannot be cut over {shards} devices ({text}); use a"
+      f" batch_size that is a multiple of {shards * accumulate}, or a smaller mesh."
     )
-  owners = mesh.shape.get("expert", 1)
-  for _, cfg in runs.find(model_cfg.layers, moe.Config):
-    stored = cfg.stored or cfg.num_experts
+  for _, layer in runs.find(cfg.model.layers, moe.Config):
+    stored = layer.stored or layer.num_experts
     if stored % owners:
       raise Wrong(
         f"mesh: {stored} experts cannot be cut over expert:{owners}; use a mesh whose expert axis"
@@ -82,35 +87,49 @@ def check(mesh, model_cfg, batch_size: int, accumulate: int = 1):
       )
 
 
-def batch(mesh) -> NamedSharding:
-  """Where the arrays of a batch lie: rows cut over the token axes."""
-  return NamedSharding(mesh, P(token_axes(mesh)))
+def batch(array, mesh) -> jax.Array:
+  """This process's rows of a batch, on the devices: rows are cut over the token axes."""
+  sharding = NamedSharding(mesh, P(token_axes(mesh)))
+  return jax.make_array_from_process_local_data(sharding, array)
 
 
 def shardings(tree, mesh):
-  """(the NamedSharding of every leaf by its suffix, what stays whole for want of a divisor).
+  """The NamedSharding of every leaf, by its suffix.
 
   Any tree with suffixed leaves somewhere in it will do: params, moments, router state, averages.
   A leaf without a suffix (a counter, a key) and the small tables of `placement` are replicated.
   """
-  whole = []
+  return jax.tree_util.tree_map_with_path(lambda p, x: NamedSharding(mesh, _spec(p, x, mesh)), tree)
+
+
+def placed(tree, mesh):
+  """The shapes of a tree, with their shardings."""
+  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+  return jax.tree.map(place, tree, shardings(tree, mesh))
+
+
+def uncut(tree, mesh) -> list[str]:
+  """One line for every dimension that its mesh axes do not divide, and that stays whole."""
+  lines = []
 
   def one(path, leaf):
-    names = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path)
-    if "placement" in names or not re.search("_[A-Z]+$", names[-1]):
-      return NamedSharding(mesh, P())
-    table = axes.ROLES[axes.role(names)]
-    spec = axes.spec(names[-1], leaf.shape, table, mesh)
-    ideal = axes.spec(names[-1], (mesh.size,) * len(leaf.shape), table, mesh)
-    for size, on, wanted in zip(leaf.shape, spec, ideal, strict=True):
+    ideal = _spec(path, jax.ShapeDtypeStruct((mesh.size,) * len(leaf.shape), leaf.dtype), mesh)
+    for size, on, wanted in zip(leaf.shape, _spec(path, leaf, mesh), ideal, strict=False):
       if wanted and not on:
         over = (wanted,) if isinstance(wanted, str) else wanted
         over = ",".join(f"{axis}:{mesh.shape[axis]}" for axis in over)
-        whole.append(f"{'/'.join(names)}: {size} is not cut over {over}")
-    return NamedSharding(mesh, spec)
+        lines.append(f"{'/'.join(_names(path))}: {size} is not divided by {over} and stays whole")
 
-  return jax.tree_util.tree_map_with_path(one, tree), whole
+  jax.tree_util.tree_map_with_path(one, tree)
+  return lines
 
 
-def _written(mesh):
-  return ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
+def _names(path):
+  return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path)
+
+
+def _spec(path, leaf, mesh) -> P:
+  names = _names(path)
+  if "placement" in names or not re.search("_[A-Z]+$", names[-1]):
+    return P()
+  return axes.spec(names[-1], leaf.shape, axes.ROLES[axes.role(names)], mesh)

@@ -1,7 +1,10 @@
 """Meshes from text, shardings from suffixes, and what cannot be cut."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -43,13 +46,17 @@ def test_every_process_must_take_part(monkeypatch):
     mesh.make("data:4")
 
 
+def run_of(model, **train):
+  return types.SimpleNamespace(model=model.cfg, train=types.SimpleNamespace(**train))
+
+
 def test_what_the_mesh_does_not_divide_is_refused(moe_model):
-  model, made = moe_model("topk").cfg, mesh.make("data:2,expert:4")
-  mesh.check(made, model, batch_size=16, accumulate=2)
-  with pytest.raises(Wrong, match=r"micro-batches of 4 rows \(8 in 2 parts\) cannot be cut over 8"):
-    mesh.check(made, model, batch_size=8, accumulate=2)
+  model, made = moe_model("topk"), mesh.make("data:2,expert:4")
+  mesh.check(run_of(model, batch_size=16, accumulate=2), made)
+  with pytest.raises(Wrong, match=r"micro-batches of 4 rows .* cannot be cut over 8 devices"):
+    mesh.check(run_of(model, batch_size=8, accumulate=2), made)
   with pytest.raises(Wrong, match="6 experts cannot be cut over expert:4; use a mesh"):
-    mesh.check(made, moe_model("topk", num_experts=6).cfg, batch_size=8)
+    mesh.check(run_of(moe_model("topk", num_experts=6), batch_size=8, accumulate=1), made)
 
 
 def test_shardings_follow_suffixes_and_roles_wherever_a_leaf_is():
@@ -67,7 +74,7 @@ def test_shardings_follow_suffixes_and_roles_wherever_a_leaf_is():
     "placement": {"layers_000_001": {"0": {"slot_ER": shape(2, 4, 1)}}},
   }
   made = mesh.make("fsdp:2,expert:2,tensor:2")
-  got, whole = mesh.shardings(state, made)
+  got = mesh.shardings(state, made)
   spec = jax.tree.map(lambda sharding: sharding.spec, got)
   want = {
     "embed": {"table_VD": P(None, "fsdp")},
@@ -81,8 +88,16 @@ def test_shardings_follow_suffixes_and_roles_wherever_a_leaf_is():
   assert spec["params"] == spec["opt_state"].mu == spec["opt_state"].nu == want
   assert spec["opt_state"].count == P()
   assert spec["placement"]["layers_000_001"]["0"]["slot_ER"] == P()
-  assert whole == [
-    f"{tree}/embed/table_VD: 11 is not cut over tensor:2"
-    for tree in ("opt_state/mu", "opt_state/nu", "params")
-  ]
-  assert mesh.batch(made).spec == P(("fsdp", "expert"))
+  assert jax.tree.map(lambda x: x.sharding, mesh.placed(state, made)) == got
+  line = "embed/table_VD: 11 is not divided by tensor:2 and stays whole"
+  assert mesh.uncut(params, made) == [line]
+
+
+def test_a_batch_is_cut_by_rows_over_the_token_axes():
+  made = mesh.make("fsdp:2,expert:2,tensor:2")
+  assert mesh.rows(made) == 4
+  token_BT = np.arange(12).reshape(4, 3)
+  got = mesh.batch(token_BT, made)
+  assert got.sharding.spec == P(("fsdp", "expert"))
+  assert {shard.data.shape for shard in got.addressable_shards} == {(1, 3)}
+  np.testing.assert_array_equal(got, token_BT)
