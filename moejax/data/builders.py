@@ -1,27 +1,51 @@
 """TFDS builders as documents: prepared as array_record, read at random, without TensorFlow."""
 
+import contextlib
+import io
 import pathlib
 
 import tensorflow_datasets as tfds
 
-from moejax.data import cache, progress
+from moejax.core.plugin import Wrong
+from moejax.data import caches, progress
 from moejax.data.sources import Documents
 
 
-def documents(builder, text: str, label: str | None, fingerprint: str) -> Documents:
+def documents(builder, fingerprint: str, text: str, label: str | None) -> Documents:
   """The documents of a builder's train split, which is prepared if it is not yet."""
   folder = pathlib.Path(builder.data_path)
   if not folder.exists():
-    with cache.locked(folder), cache.writing(folder):
-      tfds.disable_progress_bar()
-      for _ in progress.track([builder], 1, f"preparing {builder.name}"):
-        builder.download_and_prepare()
-  source = builder.as_data_source(split="train")
-  names = builder.info.features[label].names if label else [builder.name]
+    with caches.locked(folder):
+      _prepare(builder, folder)
+  split = "train" if "train" in builder.info.splits else min(builder.info.splits)
+  source = builder.as_data_source(split=split)
+  names = getattr(builder.info.features[label], "names", None) if label else None
 
   def read():
     for i in range(len(source)):
       item = source[i]
-      yield item[text].decode("utf-8", errors="replace"), names[item[label]] if label else names[0]
+      value = item[label] if label else builder.name
+      yield _string(item[text]), names[value] if names else _string(value)
 
-  return Documents(fingerprint, len(source), read)
+  return Documents(fingerprint, read)
+
+
+def _prepare(builder, folder):
+  if not progress.terminal():
+    tfds.disable_progress_bar()
+  try:
+    # TFDS announces its work on standard output, which belongs to the run.
+    with progress.say(f"preparing {builder.name}"), contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  except ImportError:
+    raise
+  except Exception as error:  # networks, servers and disks fail in many ways, TFDS in one place
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise Wrong(
+      f"tfds: {builder.name} cannot be prepared in {folder}: {reason}; prepare it where there is a "
+      "network and space, copy that folder here, or use data.source=stdlib_text or text:PATH."
+    ) from error
+
+
+def _string(value) -> str:
+  return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)

@@ -9,6 +9,9 @@ import dataclasses
 
 import numpy as np
 
+KEYS = ("token", "segment", "label")
+EMPTY = b"\0\0\0\0"  # the record of a window without documents
+
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
@@ -50,19 +53,14 @@ def records(stream: Stream, T: int):
     yield np.concatenate([[len(length)], length, label, *piece]).astype("<i4").tobytes()
 
 
-def unpack(record: bytes, T: int) -> dict[str, np.ndarray]:
-  """A window as three rows of T+1; segment 0 is padding."""
-  word = np.frombuffer(record, "<i4")
-  S = word[0]
-  length_S, label_S, token = word[1 : 1 + S], word[1 + S : 1 + 2 * S], word[1 + 2 * S :]
-  rows = {
-    "token": token,
-    "segment": np.repeat(np.arange(1, S + 1), length_S),
-    "label": np.repeat(label_S, length_S),
-  }
-  return {k: np.pad(row.astype(np.int32), (0, T + 1 - len(row))) for k, row in rows.items()}
-
-
-def empty(T: int) -> dict[str, np.ndarray]:
-  """A window of padding."""
-  return {k: np.zeros(T + 1, np.int32) for k in ("token", "segment", "label")}
+def unpack(records: list[bytes], T: int) -> dict[str, np.ndarray]:
+  """Windows as a batch of B rows of T+1; segment 0 is padding, an empty record is all of it."""
+  out = {f"{key}_BT": np.zeros((len(records), T + 1), np.int32) for key in KEYS}
+  for b, record in enumerate(records):
+    word = np.frombuffer(record or EMPTY, "<i4")
+    S, n = word[0], len(word) - 1 - 2 * word[0]
+    length_S, label_S = word[1 : 1 + S], word[1 + S : 1 + 2 * S]
+    out["token_BT"][b, :n] = word[1 + 2 * S :]
+    out["segment_BT"][b, :n] = np.repeat(np.arange(1, S + 1), length_S)
+    out["label_BT"][b, :n] = np.repeat(label_S, length_S)
+  return out

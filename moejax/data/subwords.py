@@ -1,7 +1,6 @@
 """A tokenizer of the `tokenizers` package behind moejax's few methods."""
 
 import hashlib
-import pathlib
 import re
 
 import numpy as np
@@ -9,15 +8,15 @@ import tokenizers
 
 
 class Tokenizer:
-  """Ids of text never contain a special token: `<|endoftext|>` in a document is only text."""
+  """Ids of a text never hold a special token: `<|endoftext|>` inside a document is only text."""
 
-  def __init__(self, inner: tokenizers.Tokenizer, eos: int, fingerprint: str):
+  def __init__(self, inner: tokenizers.Tokenizer, end: str):
     inner.encode_special_tokens = True
     inner.no_truncation()
     inner.no_padding()
     self._inner = inner
-    self.eos = eos
-    self.fingerprint = fingerprint
+    self.eos = inner.token_to_id(end)
+    self.fingerprint = hashlib.sha256(f"{end} {inner.to_str()}".encode()).hexdigest()
     self.vocab = 1 + max(inner.get_vocab().values())
     self.bytes_V = _lengths(inner, self.vocab)
 
@@ -34,16 +33,9 @@ class Tokenizer:
     return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def read(path: pathlib.Path, eos: str) -> Tokenizer:
-  """The tokenizer of a tokenizer.json."""
-  text = path.read_text(encoding="utf-8")
-  inner = tokenizers.Tokenizer.from_str(text)
-  return Tokenizer(inner, inner.token_to_id(eos), hashlib.sha256(text.encode()).hexdigest())
-
-
-def _lengths(inner: tokenizers.Tokenizer, vocab: int) -> np.ndarray:
-  """Bytes per id, from how the kinds of tokenizers write their tokens; 0 for special ones."""
-  byte_level = "ByteLevel" in str(inner.decoder)  # one character per byte
+def _lengths(inner, vocab: int) -> np.ndarray:
+  """Bytes per id, from the ways in which tokenizers write their tokens; 0 for special ones."""
+  byte_level = "ByteLevel" in str(inner.decoder)  # one character for each byte
   special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
   bytes_V = np.zeros(vocab, np.int32)
   for token, i in inner.get_vocab().items():
@@ -51,8 +43,8 @@ def _lengths(inner: tokenizers.Tokenizer, vocab: int) -> np.ndarray:
       continue
     if byte_level:
       bytes_V[i] = len(token)
-    elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):  # sentencepiece's way to say a byte
+    elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):  # how sentencepiece says a byte
       bytes_V[i] = 1
-    else:
+    else:  # WordPiece marks a continued word, sentencepiece writes a space
       bytes_V[i] = len(token.removeprefix("##").replace("\u2581", " ").encode())
   return bytes_V

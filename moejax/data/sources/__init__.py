@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """Texts with the name of the domain each belongs to, in an order that never changes."""
+  """Texts, each with the name of its domain, in an order that never changes."""
 
   fingerprint: str  # of the content: what is derived from equal documents is cached once
-  count: int
-  read: Callable[[], Iterator[tuple[str, str]]]  # (text, label), as often as it is called
+  read: Callable[[], Iterator[tuple[str, str]]]  # (text, label), from the first one at every call

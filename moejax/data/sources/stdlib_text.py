@@ -2,10 +2,9 @@
 
 A document is one file or one help topic. Its label is the top-level package; modules that are a
 single file share the label `modules`. Tests, installed packages and generated tables are left out.
-Another Python has other text, so its version and a hash of the content name the prepared data.
+Another Python has other text: its version and a hash of the content name the prepared data.
 """
 
-import hashlib
 import importlib
 import pathlib
 import platform
@@ -14,7 +13,7 @@ import sysconfig
 import tensorflow_datasets as tfds
 
 from moejax.core.plugin import Wrong
-from moejax.data import builders
+from moejax.data import builders, caches
 from moejax.data.sources import Documents
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__phello__"}
@@ -27,15 +26,15 @@ def collect() -> list[tuple[str, str, str]]:
   found = []
   for path in sorted(top.rglob("*.py")):
     parts = path.relative_to(top).parts
-    name = "/".join(parts)
     if SKIPPED.intersection(parts) or parts[0].startswith(("_sysconfigdata", "config-")):
       continue
+    name = "/".join(parts)
     if name == TOPICS:
       topics = importlib.import_module("pydoc_data.topics").topics
       found += [(f"topics/{key}", topics[key].strip(), "topics") for key in sorted(topics)]
       continue
     text = path.read_text(encoding="utf-8", errors="replace").strip()
-    if text and "decoding_table" not in text:  # character maps of the old encodings
+    if text and "decoding_table" not in text:  # not the character maps of old encodings
       found.append((name, text, parts[0] if len(parts) > 1 else "modules"))
   if not found:
     raise Wrong(
@@ -50,18 +49,15 @@ class StdlibText(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  def __init__(self, documents: list[tuple[str, str, str]] | None = None, **kwargs):
-    self._documents = collect() if documents is None else documents
-    self.content = hashlib.blake2b(repr(self._documents).encode(), digest_size=8).hexdigest()
-    config = f"python-{platform.python_version()}-{self.content}"
-    super().__init__(config=tfds.core.BuilderConfig(name=config), **kwargs)
+  def __init__(self, documents: list[tuple[str, str, str]], **kwargs):
+    self._documents = documents
+    super().__init__(**kwargs)
 
   def _info(self):
-    labels = sorted({label for _, _, label in self._documents})
     features = {
       "name": tfds.features.Text(),
       "text": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=labels),
+      "label": tfds.features.ClassLabel(names=sorted({label for *_, label in self._documents})),
     }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -83,5 +79,9 @@ def open(argument, cfg, cache) -> Documents:
   del cfg
   if argument:
     raise Wrong(f"stdlib_text: it takes no argument, got {argument!r}; write just stdlib_text.")
-  builder = StdlibText(data_dir=str(cache / "tfds"), file_format="array_record")
-  return builders.documents(builder, "text", "label", builder.content)
+  documents = collect()
+  content = f"python-{platform.python_version()}-{caches.key(documents)}"
+  builder = StdlibText(
+    documents, data_dir=str(cache / "tfds" / content), file_format="array_record"
+  )
+  return builders.documents(builder, content, "text", "label")

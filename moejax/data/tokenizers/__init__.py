@@ -1,6 +1,6 @@
 """How text becomes numbers: one file per tokenizer, named `name[:argument]` in a config.
 
-A tokenizer file has `load(argument, corpus, cache) -> Tokenizer`. The ids of a text never contain
+A tokenizer file has `load(argument, training, cache) -> Tokenizer`. The ids of a text never contain
 `eos`, whatever the text says; decoding leaves `eos` out.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class Training:
   """The documents a tokenizer may be trained on: those of the train split."""
 
   fingerprint: str

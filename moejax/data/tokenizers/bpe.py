@@ -4,8 +4,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from moejax.core.plugin import Wrong
-from moejax.data import cache as caches
-from moejax.data import progress, subwords
+from moejax.data import caches, progress, subwords
 
 EOS = "<|endoftext|>"
 
@@ -25,8 +24,8 @@ def train(texts, vocab: int) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def load(argument, corpus, cache) -> subwords.Tokenizer:
-  """The tokenizer of `VOCAB` ids for a corpus."""
+def load(argument, training, cache) -> subwords.Tokenizer:
+  """The tokenizer of `VOCAB` ids for a training."""
   if not argument.isdecimal() or not 257 <= int(argument) <= 1 << 20:
     raise Wrong(
       f"bpe: {argument!r} is no vocabulary size from 257 (bytes and end) to 1048576; "
@@ -35,8 +34,9 @@ def load(argument, corpus, cache) -> subwords.Tokenizer:
   vocab = int(argument)
 
   def build(folder):
-    texts = progress.track(corpus.texts(), corpus.count, f"training bpe:{vocab}")
+    texts = progress.track(training.texts(), training.count, f"training bpe:{vocab}")
     train(texts, vocab).save(str(folder / "tokenizer.json"))
 
-  name = caches.key("bpe", corpus.fingerprint, vocab)
-  return subwords.read(caches.prepare(cache / "tokenizers" / name, build) / "tokenizer.json", EOS)
+  name = caches.key("bpe", training.fingerprint, vocab)
+  folder = caches.prepare(cache / "tokenizers" / name, build)
+  return subwords.Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), EOS)

@@ -31,9 +31,9 @@ class Tokenizer:
     return bytes(int(i) for i in ids if i != self.eos).decode(errors="replace")
 
 
-def load(argument, corpus, cache) -> Tokenizer:
+def load(argument, training, cache) -> Tokenizer:
   """The tokenizer, which has nothing to learn."""
-  del corpus, cache
+  del training, cache
   if argument:
     raise Wrong(f"bytes: it takes no argument, got {argument!r}; write data.tokenizer=bytes.")
   return Tokenizer()

@@ -30,7 +30,7 @@ def key(*parts) -> str:
 
 @contextlib.contextmanager
 def writing(folder: pathlib.Path):
-  """Refuses in one sentence what the file system refuses: a full disk, a folder of somebody else."""
+  """A full disk or a folder of somebody else is refused in one sentence."""
   try:
     yield
   except OSError as error:

@@ -1,0 +1,57 @@
+"""tfds:NAME: any text dataset of TensorFlow Datasets, as array_record files, without TensorFlow.
+
+NAME is TFDS's own (`name`, `name/config`, `name:version`). Documents are the split `train`; which
+feature is the text and which the domain is found, or said by data.text_feature, data.label_feature.
+"""
+
+import re
+
+import tensorflow_datasets
+
+from moejax.core.plugin import Wrong, hint
+from moejax.data import builders, caches
+from moejax.data.sources import Documents
+
+
+def open(argument, cfg, cache) -> Documents:
+  """The documents of a TFDS dataset, which is downloaded and prepared if it is not yet."""
+  builder = _builder(argument, cache)
+  features = builder.info.features
+  Text, Label = tensorflow_datasets.features.Text, tensorflow_datasets.features.ClassLabel
+  texts = [name for name, kind in features.items() if isinstance(kind, Text)]
+  labels = [name for name, kind in features.items() if isinstance(kind, Label)]
+  preferred = ["text"] if "text" in texts else texts
+  text = _feature(argument, "text_feature", cfg.text_feature, preferred, texts)
+  if text is None:
+    found = ", ".join(features)
+    raise Wrong(f"tfds:{argument} has no feature of text, only {found}; choose a text dataset.")
+  label = _feature(argument, "label_feature", cfg.label_feature, labels, labels + texts)
+  name = caches.key("tfds", builder.info.full_name, text, label)
+  return builders.documents(builder, name, text, label)
+
+
+def _builder(name, cache):
+  try:
+    return tensorflow_datasets.builder(
+      name, data_dir=str(cache / "tfds"), file_format="array_record"
+    )
+  except tensorflow_datasets.core.DatasetNotFoundError as error:
+    known = tensorflow_datasets.list_builders(with_community_datasets=False)
+    raise Wrong(
+      f"tfds: there is no dataset {name!r}. {hint(re.split('[/:]', name)[0], known)}"
+    ) from error
+  except (ValueError, AssertionError) as error:  # a config, a version or a spelling it rejects
+    reason = str(error).strip().splitlines()[0]
+    raise Wrong(f"tfds: {name!r} is refused: {reason} Write tfds:NAME[/CONFIG].") from error
+
+
+def _feature(dataset, field, wanted, candidates, allowed):
+  """The feature a config asks for, else the only candidate, else None where there is none."""
+  if wanted is not None:
+    if wanted not in allowed:
+      raise Wrong(f"tfds:{dataset}: data.{field} {wanted!r} is unknown. {hint(wanted, allowed)}")
+    return wanted
+  if len(candidates) > 1:
+    several = ", ".join(candidates)
+    raise Wrong(f"tfds:{dataset} has several candidates: {several}; set data.{field} to one.")
+  return candidates[0] if candidates else None
