@@ -1,0 +1,83 @@
+"""The verbs of `python -m moejax`: words to a function call, its text to the terminal.
+
+What a verb does is a plain function elsewhere, imported when it is called, so that `list` and
+`--help` do not wait for jax.
+"""
+
+import argparse
+import os
+import sys
+
+from moejax.core import plugin
+from moejax.core.plugin import Wrong
+
+
+def _list(args) -> str:
+  """every component: name, what it is, paper, study"""
+  from moejax.report import index
+
+  return index.markdown() if args.markdown else index.listing(args.family)
+
+
+def _show(args) -> str:
+  """one component: its docstring and its config fields"""
+  from moejax.report import index
+
+  return index.page(args.family, args.name)
+
+
+def _report(args) -> str:
+  """report.html and plots of a run, at any time; of several runs, a comparison"""
+  from moejax.report import compare, page
+
+  several = len(args.dirs) > 1
+  return str(compare.write(args.dirs, args.out) if several else page.write(args.dirs[0]))
+
+
+def _generate(args) -> str:
+  """text from a trained run"""
+  from moejax.train import sample
+
+  return sample.from_run(args.dir, args.prompt, args.tokens, args.temperature, args.seed)
+
+
+VERBS = {"list": _list, "show": _show, "report": _report, "generate": _generate}
+
+
+def parser() -> argparse.ArgumentParser:
+  """The words that each verb takes."""
+  top = argparse.ArgumentParser("python -m moejax", description="Looks at components and runs.")
+  top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+  verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+  of = {name: verbs.add_parser(name, help=f.__doc__, description=f.__doc__)
+        for name, f in VERBS.items()}  # fmt: skip
+  of["list"].add_argument("family", nargs="?", help="a folder, as routers; all without it")
+  of["list"].add_argument("--markdown", action="store_true", help="the table of docs/papers.md")
+  of["show"].add_argument("family", help="a folder, as routers")
+  of["show"].add_argument("name", help="a file in it, as topk")
+  of["report"].add_argument("dirs", nargs="+", metavar="DIR", help="the --workdir of a run")
+  of["report"].add_argument("--out", default="comparison.html", help="where a comparison goes")
+  of["generate"].add_argument("dir", metavar="DIR", help="the --workdir of a run")
+  of["generate"].add_argument("--prompt", default="", help="how the text starts")
+  of["generate"].add_argument("--tokens", type=int, default=200, help="how many are added (200)")
+  of["generate"].add_argument("--temperature", type=float, default=0.8, help="0: the best (0.8)")
+  of["generate"].add_argument("--seed", type=int, default=0, help="of the draws (0)")
+  return top
+
+
+def main(argv: list[str]) -> int:
+  """Runs one verb; a user's mistake is one sentence and exit code 2."""
+  words = [word for word in argv if word != "--debug"]
+  try:
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+      raise Wrong(f"there is no verb {words[0]!r}. {plugin.hint(words[0], VERBS)}")
+    args = parser().parse_args(words)
+    print(VERBS[args.verb](args), flush=True)
+  except Wrong as mistake:
+    if "--debug" in argv:
+      raise
+    print(f"error: {mistake}", file=sys.stderr)
+    return 2
+  except BrokenPipeError:  # the reader, as `head`, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return 0
