@@ -1,0 +1,1 @@
+"""Loops for the components of one family, a file each."""
