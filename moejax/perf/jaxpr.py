@@ -1,4 +1,5 @@
 """FLOPs of a traced function: 2 for each multiply-add of its matrix products and convolutions.
+The product of two vectors is a sum, and sums do not count.
 
 A scanned body counts as often as it runs (the compiler's own cost analysis counts it once), a
 `cond` as its dearest branch, the inside of a shard_map once per device, a Pallas kernel once per
@@ -74,7 +75,9 @@ def _jaxprs(value):
 
 def _dot(eqn) -> float:
   (contract, _), _ = eqn.params["dimension_numbers"]
-  x = eqn.invars[0].aval.shape
+  x, y = (var.aval.shape for var in eqn.invars)
+  if len(x) == len(y) == 1:
+    return 0.0
   return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(x[i] for i in contract)
 
 
