@@ -9,7 +9,7 @@ import os
 import sys
 
 from moejax.core import plugin
-from moejax.core.plugin import Wrong
+from moejax.core.plugin import Failed, Wrong
 
 
 def _list(args) -> str:
@@ -66,18 +66,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-  """Runs one verb; a user's mistake is one sentence and exit code 2."""
+  """Runs one verb; a user's mistake is one sentence and exit code 2, a failure 1."""
   words = [word for word in argv if word != "--debug"]
   try:
     if words and not words[0].startswith("-") and words[0] not in VERBS:
       raise Wrong(f"there is no verb {words[0]!r}. {plugin.hint(words[0], VERBS)}")
     args = parser().parse_args(words)
     print(VERBS[args.verb](args), flush=True)
-  except Wrong as mistake:
+  except (Wrong, Failed) as problem:
     if "--debug" in argv:
       raise
-    print(f"error: {mistake}", file=sys.stderr)
-    return 2
+    print(f"error: {problem}", file=sys.stderr)
+    return 2 if isinstance(problem, Wrong) else 1
   except BrokenPipeError:  # the reader, as `head`, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 0

@@ -45,6 +45,25 @@ def optimiser(run: Run) -> list[Plot]:
   return [plot for plot in plots if plot]
 
 
+def knobs(run: Run) -> list[Plot]:
+  """The knobs that turned during the run, a line for each layer where they have their own."""
+  rows = [row for row in run.train if isinstance(row.get("knobs"), dict)]
+  plots = []
+  for name in sorted({name for row in rows for name in row["knobs"]}):
+    points = [(row["step"], np.ravel(row["knobs"][name])) for row in rows if name in row["knobs"]]
+    x, y_SL = [x for x, _ in points], [y for _, y in points]
+    if len({len(y) for y in y_SL}) > 1 or not np.ptp(y_SL, axis=0).any():
+      continue
+    fig, ax = style.axes(f"Knob {name}", height=2.4)
+    ax.plot(x, y_SL, color=C["olive"])
+    finish(ax, run)
+    style.end_labels(
+      ax, [(y, style.short(y), C["olive"]) for y in sorted({*y_SL[-1].tolist()})[:8]]
+    )
+    plots.append(Plot(f"knob_{name}", "", fig))
+  return plots
+
+
 def throughput(run: Run) -> list[Plot]:
   """Tokens per second, step time, FLOPs utilisation against the named peak."""
   peak = run.environment.get("peak") or {}

@@ -4,7 +4,6 @@ Files are parsed, not imported, so that a list takes no time and comments next t
 """
 
 import ast
-import importlib
 import json
 import pathlib
 import pkgutil
@@ -122,9 +121,8 @@ def markdown() -> str:
     for c in components(family):
       if c.says("Paper"):
         file = f"[{c.name}](../moejax/{family.replace('.', '/')}/{c.name}.py)"
-        paper = re.sub(
-          r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", c.says("Paper")
-        )
+        link = r"[arXiv:\1](https://arxiv.org/abs/\1)"
+        paper = re.sub(r"arXiv:(\d+\.\d+)", link, c.says("Paper"))
         study = pathlib.PurePath(c.says("Study")).stem
         verdict = last_verdict(study) or ("not run yet" if study else "")
         row = (file, family, c.summary, paper, study, verdict)

@@ -22,7 +22,9 @@ KINDS = {
 }
 _STEP = Key("Step", "steps", "Optimiser steps since the start of the run, over all stages.")
 _STAGE = Key("Stage", "", "Index of the stage, from 0.")
-_TOKENS = Key("Tokens", "tokens", "Trained on so far: targets with a loss, padding left out.")
+_TOKENS = Key(
+  "Tokens", "tokens", "Trained on so far: batch size times sequence length of every step."
+)
 _TIME = Key("Time", "s", "Seconds of training since the start of the run; a resumed run goes on.")
 KEYS = {
   "train": {
@@ -35,12 +37,11 @@ KEYS = {
     "lr": Key("Learning rate", "", "Of this step, after its schedule."),
     "grad_norm": Key("Gradient norm", "L2", "Of all gradients, before clipping."),
     "skipped": Key("Skipped steps", "steps", "So far: loss or gradients were not finite."),
-    "tokens_per_s": Key(
-      "Throughput", "tokens/s", "Trained on per second, since the last logged line."
-    ),
+    "tokens_per_s": Key("Throughput", "tokens/s", "Since the last logged line."),
     "step_ms": Key("Step time", "ms", "Mean since the last logged line."),
     "mfu": Key("Model FLOPs utilisation", "of peak", "FLOPs per second over the named peak."),
     "flops": Key("Compute", "FLOPs", "So far: forward and backward, counted from the config."),
+    "knobs": Key("Knobs", "", "Name -> value of this step, or a list of one per layer."),
     "layers": Key("Layers", "", "Per layer with a router: the table below."),
   },
   "layers": {
@@ -48,10 +49,14 @@ KEYS = {
     "max_vio": Key("MaxVio", "of fair", "Excess of the fullest id over its fair share; 0 is best."),
     "dead": Key("Dead experts", "ids", "Ids that no token chose in the step."),
     "drop_fraction": Key("Dropped choices", "share", "Choices refused for want of capacity."),
-    "margin": Key("Top-1 margin", "logits", "Mean distance of the best logit to the second best."),
-    "logit_norm": Key("Router logit norm", "RMS", "Root mean square of the router's logits."),
+    "margin": Key("Top-1 margin", "probability", "Of the most probable id above the second, mean."),
+    "logit_norm": Key(
+      "Router logit norm", "RMS", "Root mean square over the ids, mean over tokens."
+    ),
     "load": Key("Load", "share", "List by id of the share of choices that it got; sums to 1."),
-    "bias_max": Key("Selection bias", "largest |bias|", "Of a controller's bias; absent without."),
+    "bias_max": Key(
+      "Selection bias", "largest", "Largest size of a controller's bias; absent without."
+    ),
   },
   "eval": {
     "step": _STEP,
@@ -105,10 +110,7 @@ def markdown() -> str:
   for kind, table in KEYS.items():
     about = KINDS.get(kind, 'In `train` lines, under `"layers": {"layer_003": {...}}`.')
     out += ["", f"## {kind}", "", about, "", "| key | unit | meaning |", "|---|---|---|"]
-    out += [
-      f"| `{key}` | {k.unit.replace('|', chr(92) + '|')} | {k.meaning} |"
-      for key, k in table.items()
-    ]
+    out += [f"| `{key}` | {k.unit} | {k.meaning} |" for key, k in table.items()]
   return "\n".join(out) + "\n"
 
 

@@ -54,14 +54,14 @@ def median_speed(run: Run) -> float | None:
 
 def state(run: Run) -> str:
   """In a sentence, how far the run is."""
-  asked = (run.config.get("train") or {}).get("steps")
+  stages = run.config.get("stages") or [run.config.get("train") or {}]
+  asked = sum(stage.get("steps") or 0 for stage in stages)
   step, resumes = run.last_step, run.kind("resume")
   if run.kind("done"):
     text = f"Finished after {step:,} steps"
   else:
-    text = (
-      f"Not finished: step {step:,}" + (f" of {asked:,}" if asked else "") + " was the last logged"
-    )
+    of = f" of {asked:,}" if asked else ""
+    text = f"Not finished: step {step:,}{of} was the last logged"
   times = {1: "once", 2: "twice"}.get(len(resumes), f"{len(resumes)} times")
   return f"{text}, resumed {times}." if resumes else f"{text}."
 
@@ -76,7 +76,7 @@ def _sections(run: Run):
   groups = {
     "loss": curves.loss(run), "health": routing.health(run), "load": maps,
     "final": routing.final_load(run), "domains": by_domain,
-    "balance": routing.balance(run), "optimiser": curves.optimiser(run),
+    "balance": routing.balance(run), "optimiser": curves.optimiser(run) + curves.knobs(run),
     "speed": curves.throughput(run),
   }  # fmt: skip
   figures = {word: html.figures(plots) for word, plots in groups.items()}

@@ -17,9 +17,8 @@ def health(run: Run) -> list[Plot]:
   logged = {key for row in run.train for layer in (row.get("layers") or {}).values()
             for key, value in layer.items() if isinstance(value, int | float)}  # fmt: skip
   known = [key for key in KEYS["layers"] if key in logged and key != "bias_max"]
-  return list(
-    filter(None, (per_layer(run, key) for key in known + sorted(logged - {*KEYS["layers"]})))
-  )
+  plots = (per_layer(run, key) for key in known + sorted(logged - {*KEYS["layers"]}))
+  return [plot for plot in plots if plot]
 
 
 def balance(run: Run) -> list[Plot]:

@@ -62,7 +62,7 @@ def axes(title: str, width=5.4, height=3.0, left=0.55, right=0.85, top=0.45, bot
   fig.text(0.08 / width, 1 - 0.12 / height, title, va="top", weight="bold", size=10.5)
   ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
   ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-  ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+  ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
   ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
   return fig, ax
 

@@ -41,7 +41,8 @@ def lines(steps=200, every=5, layers=LAYERS, experts=EXPERTS, labels=LABELS, con
   share = lambda: rng.dirichlet(np.full(experts, 1.5), size=len(labels)).tolist()
   if labels:
     rows.append({
-      "kind": "domains", "step": steps, "labels": list(labels), "layers": {n: share() for n in layers},
+      "kind": "domains", "step": steps, "labels": list(labels),
+      "layers": {name: share() for name in layers},
       "tokens": [int(9000 / (y + 1)) for y in range(len(labels))],
       "loss": [2.7 + 0.2 * y for y in range(len(labels))],
     })  # fmt: skip
@@ -56,9 +57,8 @@ def directory(path, rows=None, name="made_up"):
   (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   router = {"name": "topk", "k": 4, "renormalise": True}
   moe = {"name": "moe", "num_experts": EXPERTS, "hidden": 64, "router": router}
-  layers = [{"name": "serial", "ffn": {"name": "mlp", "hidden": 256}}] + 3 * [
-    {"name": "serial", "ffn": moe}
-  ]
+  ffns = [{"name": "mlp", "hidden": 256}, moe, moe, moe]
+  layers = [{"name": "serial", "ffn": ffn} for ffn in ffns]
   config = {
     "model": {"name": "decoder", "vocab": 2048, "width": 128, "layers": layers},
     "data": {"name": "text", "source": "stdlib_text", "seq_len": 128, "validation": 0.05},
