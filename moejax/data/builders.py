@@ -42,8 +42,8 @@ def _prepare(builder, folder):
   except Exception as error:  # networks, servers and disks fail in many ways, TFDS in one place
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise Wrong(
-      f"tfds: {builder.name} cannot be prepared in {folder}: {reason}; prepare it where there is a "
-      "network and space, copy that folder here, or use data.source=stdlib_text or text:PATH."
+      f"tfds: {builder.name} cannot be prepared in {folder}: {reason}; it takes space and, unless "
+      "it is on this machine, a network; or copy that folder from where it is prepared."
     ) from error
 
 

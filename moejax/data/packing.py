@@ -6,6 +6,7 @@ end of the stream, shorter than a window, is padded.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,8 +54,8 @@ def records(stream: Stream, T: int):
     yield np.concatenate([[len(length)], length, label, *piece]).astype("<i4").tobytes()
 
 
-def unpack(records: list[bytes], T: int) -> dict[str, np.ndarray]:
-  """Windows as a batch of B rows of T+1; segment 0 is padding, an empty record is all of it."""
+def unpack(records: Sequence[bytes | None], T: int) -> dict[str, np.ndarray]:
+  """Windows as a batch of B rows of T+1; segment 0 is padding, no record is all of it."""
   out = {f"{key}_BT": np.zeros((len(records), T + 1), np.int32) for key in KEYS}
   for b, record in enumerate(records):
     word = np.frombuffer(record or EMPTY, "<i4")

@@ -9,8 +9,8 @@ import hashlib
 import json
 import pathlib
 
+import array_record.python.array_record_module as array_record
 import numpy as np
-from array_record.python import array_record_module
 
 from moejax.core.plugin import Wrong
 from moejax.data import caches, packing, progress
@@ -67,7 +67,7 @@ def tokens(cache: pathlib.Path, documents, known: Index, tokenizer, what: str) -
 
       def flush():
         for ids in tokenizer.encode_batch(chunk):
-          out.write(np.array([*ids, tokenizer.eos], "<u4").tobytes())
+          out.write(np.append(ids, tokenizer.eos).astype("<u4").tobytes())
           lengths.append(len(ids) + 1)
         chunk.clear()
 
@@ -97,11 +97,7 @@ def windows(cache: pathlib.Path, known: Index, tokens: pathlib.Path, cfg, seed: 
     token = np.memmap(tokens / "token.bin", "<u4", "r")
     for split, order_D in orders.items():
       stream = packing.Stream(token, start_D[order_D], length_D[order_D], known.label_D[order_D])
-      path = str(folder / f"{split}.array_record")
-      writer = array_record_module.ArrayRecordWriter(path, "group_size:1,zstd:1")
-      for record in packing.records(stream, cfg.seq_len):
-        writer.write(record)
-      writer.close()
+      _write(folder / f"{split}.array_record", packing.records(stream, cfg.seq_len))
 
   about = {
     "source": cfg.source,
@@ -118,3 +114,14 @@ def windows(cache: pathlib.Path, known: Index, tokens: pathlib.Path, cfg, seed: 
       f"data.seq_len + 1 = {cfg.seq_len + 1}; lower data.seq_len or give more text."
     )
   return caches.prepare(cache / "windows" / name, build), about
+
+
+def _write(path, records):
+  """An array_record file that is read one record at a time."""
+  try:
+    writer = array_record.ArrayRecordWriter(str(path), "group_size:1,zstd:1")
+    for record in records:
+      writer.write(record)
+    writer.close()
+  except RuntimeError as error:  # what a full disk is there
+    raise OSError(str(error)) from error

@@ -5,6 +5,7 @@ whatever the number of processes: the step alone says where in its data a run is
 """
 
 import dataclasses
+import typing
 
 import grain
 
@@ -74,8 +75,8 @@ class Corpus:
 
     def batch(step):
       first = step * batch_size + process * local
-      rows = [windows[i] if i < size else b"" for i in range(first, first + local)]
-      return packing.unpack(rows, T)
+      rows = range(first, first + local)
+      return packing.unpack([windows[i] if i < size else None for i in rows], T)
 
     steps = grain.MapDataset.source(range(first_step, -(-size // batch_size)))
     return iter(steps.map(batch).to_iter_dataset(PREFETCH))
@@ -86,8 +87,8 @@ class Corpus:
         f"data: the {split} split has {self.num_tokens(split)} tokens; give two documents or more, "
         "or change data.validation."
       )
-    path = str(self._folder / f"{split}.array_record")
-    return grain.MapDataset.source(grain.sources.ArrayRecordDataSource(path))
+    source = grain.sources.ArrayRecordDataSource(str(self._folder / f"{split}.array_record"))
+    return grain.MapDataset.source(typing.cast(typing.Any, source))
 
 
 def open(cfg: Config, seed: int) -> Corpus:

@@ -6,6 +6,7 @@ Another Python has other text: its version and a hash of the content name the pr
 """
 
 import importlib
+import os
 import pathlib
 import platform
 import sysconfig
@@ -24,10 +25,8 @@ def collect() -> list[tuple[str, str, str]]:
   """(name, text, label) of every document, by name."""
   top = pathlib.Path(sysconfig.get_path("stdlib"))
   found = []
-  for path in sorted(top.rglob("*.py")):
+  for path in _files(top):
     parts = path.relative_to(top).parts
-    if SKIPPED.intersection(parts) or parts[0].startswith(("_sysconfigdata", "config-")):
-      continue
     name = "/".join(parts)
     if name == TOPICS:
       topics = importlib.import_module("pydoc_data.topics").topics
@@ -42,6 +41,17 @@ def collect() -> list[tuple[str, str, str]]:
       "use a Python that has them, or data.source=text:PATH."
     )
   return found
+
+
+def _files(top):
+  """The .py files to read, by name; installed packages are not even walked through."""
+  found = []
+  for folder, folders, files in os.walk(top):
+    folders[:] = [
+      name for name in folders if name not in SKIPPED and not name.startswith("config-")
+    ]
+    found += [pathlib.Path(folder, name) for name in files if name.endswith(".py")]
+  return sorted(path for path in found if not path.name.startswith("_sysconfigdata"))
 
 
 class StdlibText(tfds.core.GeneratorBasedBuilder):

@@ -5,6 +5,7 @@ feature is the text and which the domain is found, or said by data.text_feature,
 """
 
 import re
+import typing
 
 import tensorflow_datasets
 
@@ -16,15 +17,16 @@ from moejax.data.sources import Documents
 def open(argument, cfg, cache) -> Documents:
   """The documents of a TFDS dataset, which is downloaded and prepared if it is not yet."""
   builder = _builder(argument, cache)
-  features = builder.info.features
-  Text, Label = tensorflow_datasets.features.Text, tensorflow_datasets.features.ClassLabel
-  texts = [name for name, kind in features.items() if isinstance(kind, Text)]
-  labels = [name for name, kind in features.items() if isinstance(kind, Label)]
+  kinds = tensorflow_datasets.features
+  features = typing.cast(dict, builder.info.features)  # a FeaturesDict in every dataset of texts
+  texts = [name for name, kind in features.items() if isinstance(kind, kinds.Text)]
+  labels = [name for name, kind in features.items() if isinstance(kind, kinds.ClassLabel)]
   preferred = ["text"] if "text" in texts else texts
   text = _feature(argument, "text_feature", cfg.text_feature, preferred, texts)
   if text is None:
-    found = ", ".join(features)
-    raise Wrong(f"tfds:{argument} has no feature of text, only {found}; choose a text dataset.")
+    raise Wrong(
+      f"tfds:{argument} has no feature of text among {', '.join(features)}; choose another dataset."
+    )
   label = _feature(argument, "label_feature", cfg.label_feature, labels, labels + texts)
   name = caches.key("tfds", builder.info.full_name, text, label)
   return builders.documents(builder, name, text, label)

@@ -5,7 +5,7 @@ A tokenizer file has `load(argument, training, cache) -> Tokenizer`. The ids of 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,5 +27,5 @@ class Tokenizer(Protocol):
   fingerprint: str
 
   def encode(self, text: str) -> list[int]: ...
-  def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+  def encode_batch(self, texts: list[str]) -> list[Sequence[int] | np.ndarray]: ...
   def decode(self, ids) -> str: ...

@@ -35,7 +35,7 @@ def load(argument, training, cache) -> subwords.Tokenizer:
 
   def build(folder):
     texts = progress.track(training.texts(), training.count, f"training bpe:{vocab}")
-    train(texts, vocab).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(train(texts, vocab).to_str(), encoding="utf-8")
 
   name = caches.key("bpe", training.fingerprint, vocab)
   folder = caches.prepare(cache / "tokenizers" / name, build)

@@ -22,9 +22,9 @@ class Tokenizer:
     """The bytes of a text."""
     return list(text.encode())
 
-  def encode_batch(self, texts: list[str]) -> list[list[int]]:
+  def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     """The ids of many texts."""
-    return [self.encode(text) for text in texts]
+    return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
   def decode(self, ids) -> str:
     """The text of ids; bytes that are no UTF-8 become the replacement character."""
