@@ -1,0 +1,53 @@
+"""From sums of layers to numbers that are read: shares, entropies and violations per layer."""
+
+import jax
+import numpy as np
+
+from moejax.core import runs, tree
+from moejax.layers import moe
+
+
+def of_layers(layer_sums: dict, model_state: dict, model_cfg) -> dict:
+  """{layer_NNN: {load_entropy, max_vio, dead, ...}} of the MoE layers of a step."""
+  sums = tree.unstack(jax.device_get(layer_sums), model_cfg)
+  state = tree.unstack(jax.device_get(model_state.get("router_state", {})), model_cfg)
+  return {
+    name: of_layer(tree.at(sums, (name, *path)), tree.at(state, (name, *path, "router")))
+    for name, path in moe_layers(model_cfg)
+  }
+
+
+def moe_layers(model_cfg) -> list[tuple[str, tuple]]:
+  """(layer_NNN, path inside it) of every MoE layer."""
+  return [
+    (f"layer_{i:03d}", path)
+    for i, layer in enumerate(model_cfg.layers)
+    for path, cfg in runs.sections(layer)
+    if isinstance(cfg, moe.Config)
+  ]
+
+
+def of_layer(sums: dict, state: dict | None = None) -> dict:
+  """What is logged of one MoE layer.
+
+  >>> one = of_layer({"count_U": np.array([3.0, 1.0]), "tokens": 4.0, "margin": 2.0,
+  ...                 "logit_norm": 8.0})
+  >>> one["load"], one["max_vio"], one["dead"], one["margin"], round(one["load_entropy"], 3)
+  ([0.75, 0.25], 0.5, 0, 0.5, 0.811)
+  """
+  count_U = np.asarray(sums["count_U"], np.float64)
+  load_U = count_U / max(count_U.sum(), 1)
+  tokens = max(float(sums["tokens"]), 1)
+  entropy = -np.sum(load_U * np.log(np.where(load_U > 0, load_U, 1))) / np.log(max(len(load_U), 2))
+  out = {
+    "load_entropy": float(entropy),
+    "max_vio": float(load_U.max() * len(load_U) - 1),
+    "dead": int(np.sum(count_U == 0)),
+    "drop_fraction": float(sums.get("capacity/dropped", 0)) / max(float(count_U.sum()), 1),
+    "margin": float(sums["margin"]) / tokens,
+    "logit_norm": float(sums["logit_norm"]) / tokens,
+    "load": [round(float(share), 6) for share in load_U],
+  }
+  if state and "bias_U" in state:
+    out["bias_max"] = float(np.abs(state["bias_U"]).max())
+  return out
