@@ -1,9 +1,9 @@
 """The share of choices an id has, times its mean score, over all ids, in every scope."""
 
 import numpy as np
-from oracle import softmax
 
 from moejax.balance.switch import Config
+from oracle import softmax
 
 CASES = (
   *(Config(scope=s) for s in ("micro_batch", "step", "sequence", "group", "pooled")),

@@ -1,9 +1,9 @@
 """Group by group and expert by expert: its most probable tokens."""
 
 import numpy as np
-from oracle import best, linear_logits, softmax
 
 from moejax.routers.expert_choice import Config
+from oracle import best, linear_logits, softmax
 
 CASES = (Config(), Config(1.0), Config(4.0))
 

@@ -1,9 +1,9 @@
 """Token by token: one step of the gated unit, then the k most probable."""
 
 import numpy as np
-from oracle import best, softmax
 
 from moejax.routers.recurrent import Config
+from oracle import best, softmax
 
 CASES = (Config(), Config(k=3))
 

@@ -1,9 +1,9 @@
 """Token by token: the k highest of sigmoid plus bias, inside the best groups; sigmoids as gates."""
 
 import numpy as np
-from oracle import best, linear_logits
 
 from moejax.routers.sigmoid_topk import Config
+from oracle import best, linear_logits
 
 CASES = (
   Config(),

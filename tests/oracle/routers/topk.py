@@ -1,9 +1,9 @@
 """Token by token: the k most probable, and their probabilities."""
 
 import numpy as np
-from oracle import best, linear_logits, softmax
 
 from moejax.routers.topk import Config
+from oracle import best, linear_logits, softmax
 
 CASES = (
   Config(),
@@ -21,7 +21,7 @@ def logits(variables, inputs, cfg):
 def route(logit_NU, inputs, cfg):
   weight_NU = np.zeros(logit_NU.shape)
   for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n]:
+    if inputs.valid_N[n] and inputs.knobs["k_active"] > 0:
       chosen = best(logit_U, cfg.k)[: inputs.knobs["k_active"]]
       if cfg.softmax == "chosen":
         gates = softmax(logit_U[chosen])
