@@ -1,0 +1,10 @@
+"""Grouped matmul: the implementation for the machine a program is traced for."""
+
+from pallas_kernels import target
+from pallas_kernels.grouped_matmul import ragged, xla
+
+
+def grouped_matmul(x_MD, w_EDF, size_E):
+  """y[m] = x[m] @ w[expert of m] for the first sum(size_E) rows; the others are zeros."""
+  chosen = xla if target.platform() == "cpu" else ragged
+  return chosen.grouped_matmul(x_MD, w_EDF, size_E)
