@@ -1,4 +1,9 @@
-"""Dropless dispatch: rows sorted by expert, so that the cost follows the choices that are used."""
+"""Dropless dispatch: rows sorted by expert, so that the cost follows the choices that are used.
+
+Paper:  Gale et al. 2022 (MegaBlocks), arXiv:2211.15841.
+Plan:   any in which tokens or experts choose.
+Cost:   one row for each choice that is used.
+"""
 
 import dataclasses
 
