@@ -1,9 +1,7 @@
 """Tables and figures over many runs."""
 
 import csv as csv_module
-import html
 import io
-import os
 import pathlib
 import textwrap
 
@@ -11,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from moejax.report import read, style
+from moejax.report import html, read, style
 
 NUMBERS = {  # column -> how it is printed
   "loss": "{:.4f}", "perplexity": "{:.2f}", "bits_per_byte": "{:.4f}", "flops": "{:.3g}",
@@ -128,30 +126,17 @@ def study_plot(rows: list[dict], runs: dict, claim: str, verdict: str):
 
 def compute_page(rows: list[dict], title: str, folder: pathlib.Path):
   """loss_vs_compute.png and sweep.html, which holds the figure and the table."""
+  caption = "Faint: each run as it trains. Dots: its end; a line joins the sizes of one series."
   with style.context():
     fig = compute_plot(rows, "Held-out loss against training compute")
     style.png(fig, folder / "loss_vs_compute.png")
-    picture = style.svg(fig, "compute")
+    picture = html.figures([style.Plot("loss_vs_compute", caption, fig)])
   keys = ["name", "status", *(key for key in NUMBERS if any(key in row for row in rows))]
-  head = "".join(f"<th>{key.replace('_', ' ')}" for key in keys)
-  body = "".join(f"<tr>{''.join(_cell(row, key) for key in keys)}" for row in rows)
-  replace(folder / "sweep.html", PAGE.format(
-    title=html.escape(title), picture=picture, head=head, body=body,
-    light=_variables(0), dark=_variables(1),
-  ))  # fmt: skip
-
-
-def replace(path: pathlib.Path, text: str):
-  """Writes a file whole or not at all."""
-  path.with_suffix(".part").write_text(text, encoding="utf-8")
-  os.replace(path.with_suffix(".part"), path)
-
-
-def _cell(row, key):
-  if key not in NUMBERS:
-    why = f" title='{html.escape(row['error'], quote=True)}'" if row.get("error") else ""
-    return f"<td{why}>{html.escape(str(row[key]))}"
-  return f"<td class=n>{_text(key, row.get(key))}"
+  cells = [[_text(key, row.get(key)) for key in keys] for row in rows]
+  numbers = html.table([key.replace("_", " ") for key in keys], cells, words=2)
+  failed = html.notes([f"{row['name']}: {row['error']}" for row in rows if row.get("error")])
+  head = html.Raw(f"<h1>{html.escape(title)}</h1>")
+  html.write(folder / "sweep.html", html.page(title, head, failed, picture, numbers))
 
 
 def _text(key, value):
@@ -162,21 +147,3 @@ def _text(key, value):
 
 def _median(values):
   return float(np.median(values)) if len(values) else None
-
-
-def _variables(theme):
-  return "".join(f"--{name}:{pair[theme]};" for name, pair in style.COLOURS.items())
-
-
-PAGE = """<!doctype html><html lang=en><meta charset=utf-8>
-<meta name=viewport content="width=device-width"><title>{title}</title><style>
-:root{{{light}--page:#fff}} @media(prefers-color-scheme:dark){{:root{{{dark}--page:#14181c}}}}
-body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
-color:var(--ink);background:var(--page)}} svg{{max-width:46rem;width:100%;height:auto}}
-.wide{{overflow-x:auto}} table{{border-collapse:collapse;font-size:13px}}
-th,td{{padding:.3rem .7rem;border-bottom:1px solid var(--grid);text-align:left;white-space:nowrap}}
-.n{{text-align:right;font-variant-numeric:tabular-nums}} p{{color:var(--muted)}}
-</style><h1>{title}</h1>{picture}
-<p>Faint: each run as it trains. Dots: its end. One line joins the sizes of one series.</p>
-<div class=wide><table><tr>{head}</tr>{body}</table></div></html>
-"""

@@ -14,7 +14,6 @@ import importlib
 import json
 import pathlib
 import pkgutil
-import subprocess
 import sys
 
 import configs
@@ -22,7 +21,7 @@ from experiments import command, grid, launch, results, studies
 from experiments.verdicts import Table
 from moejax.core import config, flags, plugin
 from moejax.core.plugin import Wrong
-from moejax.report import read, style
+from moejax.report import html, read, style
 
 SEEDS = 3  # the fewest that a verdict rests on
 ROOT = pathlib.Path(configs.__file__).parents[1]
@@ -112,21 +111,12 @@ def write(study, name, rows, done, verdict, folder):
     "numbers": {"runs": rows, "arms": Table(rows).summary()},
     "verdict": verdict,
     "date": datetime.date.today().isoformat(),
-    "revision": _revision(),
+    "revision": " ".join(sorted({str(run.environment.get("revision")) for run in done.values()})),
   }
-  results.replace(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
+  html.write(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
   if rows:
     with style.context():
       style.png(results.study_plot(rows, done, study.CLAIM, verdict), folder / f"{name}.png")
-
-
-def _revision() -> str:
-  """The commit of this checkout; "+" where files differ from it."""
-  git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+"]
-  try:
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 from experiments import command, grid, launch, results
 from moejax.core import config, flags
 from moejax.core.plugin import Wrong
+from moejax.report import html
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,8 @@ def write_table(points, errors, workdir) -> list[dict]:
   rows = [point.row(errors[point.job]) for point in points]
   workdir.mkdir(parents=True, exist_ok=True)
   lines = (json.dumps(row) for row in rows)
-  results.replace(workdir / "results.jsonl", "".join(f"{line}\n" for line in lines))
-  results.replace(workdir / "results.csv", results.csv(rows))
+  html.write(workdir / "results.jsonl", "".join(f"{line}\n" for line in lines))
+  html.write(workdir / "results.csv", results.csv(rows))
   return rows
 
 

@@ -14,7 +14,7 @@ def tiny() -> ml_collections.ConfigDict:
     dict(
       model=dict(
         name="decoder",
-        vocab=256,
+        vocab=257,
         width=32,
         attention=dict(name="gqa", heads=2, kv_heads=1, head_width=16),
         mlp=dict(hidden=64),
@@ -27,6 +27,7 @@ def tiny() -> ml_collections.ConfigDict:
         ),
         layers=[dict(ffn="mlp"), dict(ffn="moe")] * 2,
       ),
+      data=dict(source="stdlib_text", tokenizer="bytes", seq_len=64),
       train=dict(steps=30, batch_size=8, lr_peak=1e-2, seed=0),
     )
   )
@@ -38,7 +39,6 @@ def small() -> ml_collections.ConfigDict:
     dict(
       model=dict(
         name="decoder",
-        vocab=1024,
         width=128,
         attention=dict(name="gqa", heads=4, kv_heads=2, head_width=32),
         mlp=dict(hidden=256),
@@ -51,8 +51,18 @@ def small() -> ml_collections.ConfigDict:
         ),
         layers=[dict(ffn="moe")] * 4,
       ),
-      data=dict(source="stdlib_text", tokenizer="bpe:1024", seq_len=128),
-      train=dict(steps=400, batch_size=16, lr_peak=3e-3, seed=0),
+      data=dict(source="stdlib_text", tokenizer="bpe:1024", seq_len=128, validation=0.02),
+      train=dict(
+        steps=400,
+        batch_size=16,
+        lr_peak=3e-3,
+        schedule=dict(name="cosine", warmup_steps=20),
+        eval_every=50,
+        eval_batches=8,
+        checkpoint_every=200,
+        sample_tokens=0,
+        seed=0,
+      ),
     )
   )
 

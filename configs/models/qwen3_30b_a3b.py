@@ -1,4 +1,4 @@
-"""Qwen3-30B-A3B: 30.5B parameters, 3.3B of them active.
+"""Qwen3-30B-A3B: 30.5B parameters, 3.35B of them active (3.3B in the paper).
 
 Paper:  Yang et al. 2025, arXiv:2505.09388 (layers, heads and experts); widths as in the
         configuration released with the weights.
