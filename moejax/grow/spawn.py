@@ -132,6 +132,7 @@ def _varied(path, leaf, old, cfg, key):
   if not copied or not (cfg.noise or cfg.masked):
     return leaf
   key = rng.stream(key, "/".join((*where, name)))
-  noise, mask = jax.random.normal(key, leaf.shape), jax.random.uniform(key, leaf.shape)
+  noise = jax.random.normal(rng.stream(key, "noise"), leaf.shape)
+  masked = jax.random.bernoulli(rng.stream(key, "mask"), cfg.masked, leaf.shape)
   leaf = leaf + (cfg.noise * leaf.std() * noise).astype(leaf.dtype)
-  return jnp.where(mask < cfg.masked, 0, leaf)
+  return jnp.where(masked, 0, leaf)
