@@ -155,7 +155,9 @@ def _mismatch(path) -> str | None:
     if got is None:
       return f"{name} is missing"
     if got != want:
-      return f"{name} has {got[0]} bytes of {want[0]}" if got[0] != want[0] else f"{name} is altered"
+      return (
+        f"{name} has {got[0]} bytes of {want[0]}" if got[0] != want[0] else f"{name} is altered"
+      )
   return None
 
 

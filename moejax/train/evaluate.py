@@ -12,42 +12,33 @@ from moejax.train.metrics import moe_layers
 BY_LABEL = "label_count_YU"
 
 
-def make(model, precision, bytes_V):
-  """evaluate(params, model_state, batch) -> sums: loss, tokens and bytes of the targets."""
+def make(model, precision, bytes_V, labels: int):
+  """evaluate(variables, batch) -> sums by label of the target: loss, tokens, bytes.
+
+  `layers` of it has the choices by label of every MoE layer.
+  """
   bytes_V = jnp.asarray(bytes_V, jnp.float32)
 
-  def evaluate(params, model_state, batch):
-    variables = {"params": params, **model_state}
-    task, _, valid_N, _ = objective.cross_entropy(model, variables, batch, precision)
-    size_N = bytes_V[batch["token_BT"][:, 1:].ravel()]
-    return {"loss": task, "tokens": valid_N.sum(), "bytes": size_N @ valid_N}
-
-  return evaluate
-
-
-def make_by_domain(model, precision, labels: int):
-  """evaluate(params, model_state, batch) -> sums by label, and choices by label of every layer."""
-
-  def evaluate(params, model_state, batch):
-    label_N = batch["label_BT"][:, :-1].ravel()
+  def evaluate(variables, batch):
+    label_N, next_N = batch["label_BT"][:, :-1].ravel(), batch["label_BT"][:, 1:].ravel()
     fields = {"label_N": label_N, "labels": labels, "taps": (BY_LABEL,)}
-    variables = {"params": params, **model_state}
     out = objective.cross_entropy(model, variables, batch, precision, **fields)
     _, loss_N, valid_N, layers = out
-    by_label = lambda value_N: jnp.zeros(labels).at[label_N].add(value_N * valid_N)
-    found = {"loss": by_label(loss_N), "tokens": by_label(jnp.ones_like(loss_N))}
+    by_label = lambda value_N: jnp.zeros(labels).at[next_N].add(value_N * valid_N)
+    size_N = bytes_V[batch["token_BT"][:, 1:].ravel()]
+    found = {"loss": loss_N, "tokens": jnp.ones_like(loss_N), "bytes": size_N}
     for path, _ in runs.find(model.cfg.layers, moe.Config):
       layers = _only(layers, path)
-    return {**found, "layers": layers}
+    return {**{name: by_label(value_N) for name, value_N in found.items()}, "layers": layers}
 
   return evaluate
 
 
-def total(evaluate, params, model_state, batches) -> dict:
-  """The sums over batches, on the host."""
+def total(evaluate, variables, batches) -> dict | None:
+  """The sums over batches, on the host; None if there are none."""
   found = None
   for batch in batches:
-    one = evaluate(params, model_state, batch)
+    one = evaluate(variables, batch)
     found = one if found is None else sums.add(found, one)
   return jax.device_get(found)
 
@@ -58,11 +49,14 @@ def numbers(found: dict) -> dict:
   >>> numbers({"loss": 2 * np.log(2), "tokens": 2, "bytes": 4})["bits_per_byte"]
   0.5
   """
-  loss = float(found["loss"]) / max(float(found["tokens"]), 1)
-  bits = float(found["loss"]) / np.log(2) / max(float(found["bytes"]), 1)
-  perplexity = float(np.exp(min(loss, 700.0)))
-  tokens = int(found["tokens"])
-  return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "tokens": tokens}
+  nats, tokens, size = (float(np.sum(found[name])) for name in ("loss", "tokens", "bytes"))
+  loss = nats / max(tokens, 1)
+  return {
+    "loss": loss,
+    "perplexity": float(np.exp(min(loss, 700.0))),
+    "bits_per_byte": nats / np.log(2) / max(size, 1),
+    "tokens": int(tokens),
+  }
 
 
 def domains(found: dict, labels: tuple, model_cfg) -> dict:

@@ -10,15 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.core import config, dtypes, plugin
+from moejax.core import config, dtypes
 from moejax.core.plugin import Failed, Wrong
 from moejax.data import text
 from moejax.perf import flops as counts
 from moejax.perf import hardware
-from moejax.train import balancing, checkpoint, display, evaluate, metrics, objective, rundir
+from moejax.train import (
+  checkpoint,
+  display,
+  evaluate,
+  metrics,
+  phase,
+  rundir,
+  sample,
+  signals,
+  stages,
+)
 from moejax.train import mesh as meshes
-from moejax.train import sample, signals, stages
-from moejax.train import step as steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +48,8 @@ class Result(typing.NamedTuple):
   step: int
   finished: bool  # False: stopped by a signal, to be resumed
   metrics: dict  # of the last evaluation
-  state: steps.TrainState
+  state: object  # of train/step.py
   model: object
-
-
-class Phase(typing.NamedTuple):
-  """A stage, ready to run: its config and its compiled functions."""
-
-  index: int
-  cfg: Config
-  model: object
-  start: typing.Callable
-  step: typing.Callable
-  evaluate: typing.Callable
-  template: steps.TrainState  # shapes and shardings of the state
 
 
 def fit(cfg: Config, workdir, terminal: bool | None = None) -> Result:
@@ -68,8 +64,8 @@ def fit(cfg: Config, workdir, terminal: bool | None = None) -> Result:
       return Run(cfg, folder, corpus, mesh, stop, terminal).train()
   except OSError as reason:
     raise Failed(
-      f"the run could not write to {folder.path} ({reason.strerror or reason}); checkpoints that are"
-      " complete are intact. Free space, and run the same command again."
+      f"the run could not write to {folder.path} ({reason.strerror or reason}); complete checkpoints"
+      " are intact. Free space, and run the same command again."
     ) from reason
 
 
@@ -85,38 +81,9 @@ def sized(model_cfg, tokenizer):
   return model_cfg
 
 
-def schedule(section, steps: int):
-  """step -> value, of a number, one number per layer, or a schedule's Config."""
-  if not dataclasses.is_dataclass(section):
-    return lambda step: jnp.asarray(section, jnp.float32)
-  return lambda step: plugin.module(section).value(step, steps, section)
-
-
-def phase(index: int, cfg: Config, trainable, corpus, mesh, total: int) -> Phase:
-  """The functions of a stage whose run config is `cfg`."""
-  model = plugin.module(cfg.model).Model(cfg.model)
-  curve = schedule(cfg.train.schedule, total)
-  lr = lambda step: cfg.train.lr_peak * curve(step)
-  knobs = {name: schedule(section, total) for name, section in cfg.knobs}
-  precision = dtypes.filled(cfg.precision)
-  token_BT = jax.ShapeDtypeStruct(_micro_batch(cfg), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
-  tx = plugin.module(cfg.optim).make(cfg.optim, lr, shapes, precision.moments, trainable)
-  loss_fn = objective.make(model, precision)
-  hooks = (balancing.controllers,)
-  dtype = dtypes.dtype(precision.accumulate)
-  step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs, dtype)
-  start = lambda token_BT: steps.init(model, tx, token_BT, cfg.train, dtypes.dtype(precision.params))
-  template = meshes.placed(jax.eval_shape(start, token_BT), mesh)
-  to = jax.tree.map(lambda leaf: leaf.sharding, template)
-  start = jax.jit(start, out_shardings=to)
-  step = jax.jit(step, donate_argnums=0, out_shardings=(to, None))
-  scores = jax.jit(evaluate.make(model, precision, corpus.tokenizer.bytes_V))
-  return Phase(index, cfg, model, start, step, scores, template)
-
-
-def _micro_batch(cfg) -> tuple[int, int]:
-  return cfg.train.batch_size // cfg.train.accumulate, cfg.data.seq_len
+def averaged(state) -> dict:
+  """The variables that evaluation and sampling use: the averaged parameters, where there are."""
+  return {"params": state.params if state.ema is None else state.ema, **state.model_state}
 
 
 class Run:
@@ -153,9 +120,9 @@ class Run:
 
   # -- how a run starts ------------------------------------------------------------------------
 
-  def _phase(self, index, cfg) -> Phase:
+  def _phase(self, index, cfg) -> phase.Phase:
     trainable = self.stages[index].trainable
-    return phase(index, cfg, trainable, self.corpus, self.mesh, self.ends[-1])
+    return phase.make(index, cfg, trainable, self.corpus, self.mesh, self.ends[-1])
 
   def _begin(self):
     """Stage 0 at step 0."""
@@ -166,7 +133,7 @@ class Run:
       )
     cfg, _ = stages.changed(cfg, cfg.model, stage.changes)
     at = self._phase(0, cfg)
-    state = at.start(jnp.zeros(_micro_batch(cfg), jnp.int32))
+    state = at.start(jnp.zeros(phase.micro_batch(cfg), jnp.int32))
     self.folder.forget_after(-1)
     self.folder.log("stage", stage=0, step=0, name="start")
     return at, state
@@ -212,10 +179,12 @@ class Run:
     return config.resolve(dumped)
 
   def _say_damaged(self, step, reason):
-    line = f"checkpoint {step} is damaged ({reason}); it was moved to damaged/{step} and is not used."
+    line = (
+      f"checkpoint {step} is damaged ({reason}); it was moved to damaged/{step} and is not used."
+    )
     self.folder.say(line, self.display.line)
 
-  def _enter(self, index, at: Phase, state):
+  def _enter(self, index, at: phase.Phase, state):
     """The state and the functions at the start of a later stage."""
     stage = self.stages[index]
     variables = {"params": state.params, **state.model_state}
@@ -231,16 +200,21 @@ class Run:
 
   # -- the steps -------------------------------------------------------------------------------
 
-  def _stage(self, at: Phase, state):
+  def _stage(self, at: phase.Phase, state):
     """(state, whether it ran to its end): the steps of one stage."""
-    train, step, end = at.cfg.train, int(state.step), self.ends[at.index]
+    train, begin, end = at.cfg.train, int(state.step), self.ends[at.index]
     where = {"process": jax.process_index(), "processes": jax.process_count()}
-    batches = self.corpus.batches("train", train.batch_size, first_step=step, **where)
-    self._lap(step)
+    batches = self.corpus.batches("train", train.batch_size, first_step=begin, **where)
     before = None
-    for step in range(step + 1, end + 1):
-      state, seen = at.step(state, self._put(next(batches)))
-      if before is not None and int(before["bad"]) >= train.bad_steps - 1:  # waits for the step before
+    for step in range(begin + 1, end + 1):
+      batch = self._put(next(batches))
+      if before is None:
+        advance = self._compiled(at, state, batch)
+        self._lap(step - 1)
+      state, seen = advance(state, batch)
+      if (
+        before is not None and int(before["bad"]) >= train.bad_steps - 1
+      ):  # waits for the step before
         self._check_finite(at, state, train)
       before = seen
       self.tokens += train.batch_size * at.cfg.data.seq_len
@@ -259,6 +233,14 @@ class Run:
       if self.stop.wanted and step < self.ends[-1]:
         return state, False
     return state, True
+
+  def _compiled(self, at, state, batch):
+    """The step, compiled before the clock runs."""
+    start = time.perf_counter()
+    advance = at.step.lower(state, batch).compile()
+    line = f"compiled the step in {time.perf_counter() - start:.1f} s"
+    self.folder.say(line, self.display.line)
+    return advance
 
   def _put(self, batch):
     """A batch on the devices, cut over the axes of tokens."""
@@ -293,13 +275,15 @@ class Run:
 
   def _evaluate(self, at, state, step, batches: int | None) -> dict:
     """One evaluation on held-out documents, logged."""
-    params = state.params if state.ema is None else state.ema
     put = map(self._put, self._validation(at.cfg.train.batch_size, batches))
-    found = evaluate.total(at.evaluate, params, state.model_state, put)
+    found = evaluate.total(at.evaluate, averaged(state), put)
     if found is None:
       return {}
     self.last = evaluate.numbers(found)
     self.folder.log("eval", stage=at.index, step=step, **self.last)
+    labels = self.corpus.labels
+    if batches is None and len(labels) > 1 and metrics.moe_layers(at.cfg.model):
+      self.folder.log("domains", step=step, **evaluate.domains(found, labels, at.cfg.model))
     self.folder.say(
       f"step {step}: held-out loss {self.last['loss']:.4f}, perplexity"
       f" {self.last['perplexity']:.2f}, {self.last['bits_per_byte']:.4f} bits per byte",
@@ -330,21 +314,13 @@ class Run:
   # -- the end ---------------------------------------------------------------------------------
 
   def _finish(self, at, state):
-    """Experts by domain, and a sample."""
+    """A sample, and the last line."""
     step = int(state.step)
     if self.folder.done():
       self.folder.say(f"this run is done: {step} steps in {self.folder.path}", self.display.line)
       return
-    params = state.params if state.ema is None else state.ema
-    labels = self.corpus.labels
-    if len(labels) > 1 and metrics.moe_layers(at.cfg.model):
-      by_domain = jax.jit(evaluate.make_by_domain(at.model, at.cfg.precision, len(labels)))
-      batches = map(self._put, self._validation(at.cfg.train.batch_size, None))
-      found = evaluate.total(by_domain, params, state.model_state, batches)
-      if found is not None:
-        self.folder.log("domains", step=step, **evaluate.domains(found, labels, at.cfg.model))
     if at.cfg.train.sample_tokens:
-      variables = {"params": params, **state.model_state}
+      variables = averaged(state)
       what = (at.model, dtypes.filled(at.cfg.precision), variables, self.corpus.tokenizer)
       written = sample.write(*what, "import ", at.cfg.train.sample_tokens, at.cfg.data.seq_len)
       self.folder.write_text("sample.txt", written)

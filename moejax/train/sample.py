@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from moejax.core import dtypes, rng
 from moejax.core.plan import RouterInputs
 from moejax.core.plugin import Wrong
+from moejax.train import restore
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 8))
@@ -23,7 +24,9 @@ def _write(model, precision, variables, token_T, length, key, temperature, vocab
     ctx = RouterInputs(valid_N=valid_N, segment_N=valid_N.astype(jnp.int32))
     logit_V = model.apply(variables, moved_T[None], ctx)[0][0, length - 1].astype(jnp.float32)
     logit_V = jnp.where(jnp.arange(len(logit_V)) < vocab, logit_V, -jnp.inf)
-    drawn = jax.random.categorical(jax.random.fold_in(key, i), logit_V / jnp.maximum(temperature, 1e-6))
+    drawn = jax.random.categorical(
+      jax.random.fold_in(key, i), logit_V / jnp.maximum(temperature, 1e-6)
+    )
     token = jnp.where(temperature > 0, drawn, jnp.argmax(logit_V))
     return moved_T.at[length].set(token.astype(token_T.dtype)), length + 1, token
 
@@ -39,9 +42,7 @@ def write(model, precision, variables, tokenizer, prompt: str, tokens: int, seq_
           temperature: float = 0.8, seed: int = 0) -> str:  # fmt: skip
   """The prompt and `tokens` more tokens; temperature 0 takes the most probable one each time."""
   if tokens < 0 or temperature < 0:
-    raise Wrong(
-      f"generate: {tokens} tokens at temperature {temperature}; neither may be negative."
-    )
+    raise Wrong(f"generate: {tokens} tokens at temperature {temperature}; neither may be negative.")
   ids = tokenizer.encode(prompt)[-seq_len:] or [tokenizer.eos]
   token_T = jnp.zeros(seq_len, jnp.int32).at[: len(ids)].set(jnp.array(ids, jnp.int32))
   key = rng.stream(jax.random.key(seed), "sample")
@@ -49,3 +50,10 @@ def write(model, precision, variables, tokenizer, prompt: str, tokens: int, seq_
     model, precision, variables, token_T, len(ids), key, temperature, tokenizer.vocab, tokens
   )
   return prompt + tokenizer.decode(jax.device_get(new).tolist())
+
+
+def from_run(workdir, prompt: str, tokens: int = 200, temperature: float = 0.8, seed: int = 0):
+  """Text from the newest checkpoint of a run."""
+  run = restore.load(workdir)
+  how = (prompt, tokens, run.cfg.data.seq_len, temperature, seed)
+  return write(run.model, dtypes.filled(run.cfg.precision), run.variables, run.tokenizer, *how)

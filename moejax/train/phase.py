@@ -1,0 +1,61 @@
+"""A stage ready to run: its model and compiled functions, and the shapes of its state."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+
+from moejax.core import dtypes, plugin
+from moejax.train import balancing, evaluate, objective
+from moejax.train import mesh as meshes
+from moejax.train import step as steps
+
+
+class Phase(typing.NamedTuple):
+  """A stage: its functions are compiled when they are first called."""
+
+  index: int
+  cfg: object  # of the run, as the stage has it
+  model: object
+  start: typing.Callable
+  step: typing.Callable
+  evaluate: typing.Callable
+  template: steps.TrainState  # shapes and shardings of the state
+
+
+def schedule(section, steps: int):
+  """step -> value, of a number, one number per layer, or a schedule's Config."""
+  if not dataclasses.is_dataclass(section):
+    return lambda step: jnp.asarray(section, jnp.float32)
+  return lambda step: plugin.module(section).value(step, steps, section)
+
+
+def make(index: int, cfg, trainable, corpus, mesh, total: int) -> Phase:
+  """The functions of a stage whose run config is `cfg`."""
+  model = plugin.module(cfg.model).Model(cfg.model)
+  curve = schedule(cfg.train.schedule, total)
+  lr = lambda step: cfg.train.lr_peak * curve(step)
+  knobs = {name: schedule(section, total) for name, section in cfg.knobs}
+  precision = dtypes.filled(cfg.precision)
+  token_BT = jax.ShapeDtypeStruct(micro_batch(cfg), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
+  tx = plugin.module(cfg.optim).make(cfg.optim, lr, shapes, precision.moments, trainable)
+  loss_fn = objective.make(model, precision)
+  hooks = (balancing.controllers,)
+  dtype = dtypes.dtype(precision.accumulate)
+  step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs, dtype)
+  start = lambda token_BT: steps.init(
+    model, tx, token_BT, cfg.train, dtypes.dtype(precision.params)
+  )
+  template = meshes.placed(jax.eval_shape(start, token_BT), mesh)
+  to = jax.tree.map(lambda leaf: leaf.sharding, template)
+  start = jax.jit(start, out_shardings=to)
+  step = jax.jit(step, donate_argnums=0, out_shardings=(to, None))
+  scores = jax.jit(evaluate.make(model, precision, corpus.tokenizer.bytes_V, len(corpus.labels)))
+  return Phase(index, cfg, model, start, step, scores, template)
+
+
+def micro_batch(cfg) -> tuple[int, int]:
+  """The shape of the tokens that the model sees at once."""
+  return cfg.train.batch_size // cfg.train.accumulate, cfg.data.seq_len

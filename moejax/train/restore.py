@@ -1,0 +1,55 @@
+"""A trained run, read back for looking at: notebooks, `generate`, studies."""
+
+import pathlib
+import typing
+
+import jax
+import jax.numpy as jnp
+
+from moejax.core import config, plugin
+from moejax.core.plugin import Wrong
+from moejax.data import text
+from moejax.train import checkpoint
+from moejax.train import mesh as meshes
+
+
+class Trained(typing.NamedTuple):
+  step: int
+  cfg: object  # of the run, as its last stage had it
+  model: object
+  variables: dict  # the averaged parameters, where there are
+  corpus: object
+
+  @property
+  def tokenizer(self):
+    return self.corpus.tokenizer
+
+
+class _Wanted(typing.NamedTuple):
+  params: dict
+  model_state: dict
+  ema: dict | None
+  opt_state: None = None
+
+
+def load(workdir, step: int | None = None) -> Trained:
+  """The model and its variables at a checkpoint: the newest one, unless `step` says which."""
+  folder = pathlib.Path(workdir) / "checkpoints"
+  if not folder.is_dir():
+    raise Wrong(f"{str(workdir)!r} holds no checkpoints; give the --workdir of a run.")
+  checkpoints = checkpoint.Checkpoints(folder, keep=10**9)
+  known = checkpoints.steps()
+  if not known or (step is not None and step not in known):
+    raise Wrong(f"{str(folder)!r} has checkpoints {known[::-1]}, not {step}; give one of these.")
+  step = known[0] if step is None else step
+  meta = checkpoints.meta(step)
+  cfg = config.resolve(meta["config"])
+  model = plugin.module(cfg.model).Model(cfg.model)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+  shapes = meshes.placed(shapes, meshes.make("", jax.devices()[:1]))
+  params = shapes.pop("params")
+  average = params if "ema" in meta["items"] else None
+  found = checkpoints.restore(step, _Wanted(params, shapes, average))
+  checkpoints.close()
+  variables = {"params": found["ema"] or found["params"], **found["model_state"]}
+  return Trained(step, cfg, model, variables, text.open(cfg.data, cfg.train.seed))
