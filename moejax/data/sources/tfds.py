@@ -54,6 +54,6 @@ def _feature(dataset, field, wanted, candidates, allowed):
       raise Wrong(f"tfds:{dataset}: data.{field} {wanted!r} is unknown. {hint(wanted, allowed)}")
     return wanted
   if len(candidates) > 1:
-    several = ", ".join(candidates)
+    several = ", ".join(sorted(candidates))
     raise Wrong(f"tfds:{dataset} has several candidates: {several}; set data.{field} to one.")
   return candidates[0] if candidates else None
