@@ -5,7 +5,8 @@ import re
 
 def of(module) -> dict[str, str]:
   """Field -> its text; several may share a line, three spaces apart."""
-  found = re.split(r"(?:^|   )([A-Z][a-z]+):\s+", module.__doc__ or "", flags=re.M)
+  word = r"(?:^|   )([A-Z][a-z]+(?: from the paper)?):\s+"
+  found = re.split(word, module.__doc__ or "", flags=re.M)
   return {name: " ".join(text.split()) for name, text in zip(found[1::2], found[2::2], strict=True)}
 
 
