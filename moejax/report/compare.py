@@ -96,7 +96,7 @@ def _finals(runs, names) -> str:
   rows = []
   for i, name in enumerate(names):
     swatch = f'<i class="swatch" style="background:{_colour(i)}"></i>{html.escape(name)}'
-    row = [html.Raw(swatch)]
+    row: list[str] = [html.Raw(swatch)]
     for _, values, form, pick in columns:
       text = "" if values[i] is None else form(values[i])
       bold = pick and values[i] is not None and values[i] == best(values, pick)

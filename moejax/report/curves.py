@@ -70,9 +70,10 @@ def throughput(run: Run) -> list[Plot]:
   against = ""
   if peak.get("flops"):
     against = f"Peak: {style.short(peak['flops'], 'FLOP/s')}, {peak.get('name', 'unnamed')}."
+  off = "The first step compiles: it may be off the scale."
   plots = [
     _line(run, "tokens_per_s", "blue", zero=True),
-    _line(run, "step_ms", "orange", zero=True),
+    _line(run, "step_ms", "orange", zero=True, caption=off),
     _line(run, "mfu", "green", zero=True, percent=True, caption=against),
   ]
   return [plot for plot in plots if plot]
@@ -116,7 +117,7 @@ def _line(run, key, colour, smoothed=False, log=False, zero=False, percent=False
   if log and len(good) and good.max() > 30 * good.min():
     ax.set_yscale("log")
   else:
-    style.fit_y(ax, y, share=0.98, zero=zero)  # the first step compiles
+    style.fit_y(ax, y[1:] if len(y) > 2 else y, share=0.98, zero=zero)
   finish(ax, run)
   mark = "%" if percent else ""
   style.end_labels(ax, [(line[-1], style.short(line[-1]) + mark, C[colour])])

@@ -48,8 +48,10 @@ td.word,th.word{text-align:left}
 td.best{font-weight:700}
 pre{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:14px;
   white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem;line-height:1.45;margin:0}
-.tree{font:.85rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-.tree details{padding-left:16px}.tree summary{cursor:pointer;margin-left:-16px}
+.tree{columns:340px;overflow-wrap:anywhere;
+  font:.85rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.tree details{padding-left:16px;break-inside:avoid-column}
+.tree summary{cursor:pointer;margin-left:-16px}
 .tree div{padding-left:16px}
 .tree .set{color:var(--blue);font-weight:600}
 .swatch{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:7px}

@@ -169,7 +169,7 @@ def _fields(config: ast.ClassDef, lines: list[str]) -> list[Field]:
   out = []
   for node in config.body:
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-      tail = lines[node.end_lineno - 1][node.end_col_offset :]
+      tail = lines[(node.end_lineno or node.lineno) - 1][node.end_col_offset :]
       default = ast.unparse(node.value) if node.value else None
       comment = tail.partition("#")[2].strip()
       out.append(Field(node.target.id, ast.unparse(node.annotation), default, comment))

@@ -91,7 +91,7 @@ def undocumented(rows: list[dict]) -> list[str]:
   """
   found = set()
   for row in rows:
-    kind = row.get("kind")
+    kind = row.get("kind", "")
     found |= {f"{kind}.{key}" for key in row if key not in {"kind", *KEYS.get(kind, {})}}
     if kind == "train":
       layers = (row.get("layers") or {}).values()

@@ -7,6 +7,7 @@ are the page's CSS variables, so it follows the reader's light or dark theme.
 import dataclasses
 import io
 import re
+import typing
 
 import matplotlib
 import numpy as np
@@ -34,7 +35,7 @@ _UNDER, _OVER = (0.88, 0.44, 0.09), (0.13, 0.42, 0.85)
 BALANCE = LinearSegmentedColormap.from_list(  # no ink at the fair share, in either theme
   "balance", [(*_UNDER, 1), (*_UNDER, 0.5), (*_UNDER, 0), (*_OVER, 0), (*_OVER, 0.5), (*_OVER, 1)]
 )
-RC = {
+RC: typing.Any = {
   "font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "moejax",
   "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
   "text.color": C["ink"], "axes.labelcolor": C["muted"], "axes.edgecolor": C["grid"],
@@ -57,8 +58,8 @@ class Plot:
 def axes(title: str, width=5.4, height=3.0, left=0.55, right=0.85, top=0.45, bottom=0.27):
   """(figure, axes) with margins in inches and a title at the left."""
   fig = Figure(figsize=(width, height))
-  size = [left / width, bottom / height, (width - left - right) / width]
-  ax = fig.add_axes((*size, (height - top - bottom) / height))
+  inside = ((width - left - right) / width, (height - top - bottom) / height)
+  ax = fig.add_axes((left / width, bottom / height, *inside))
   fig.text(0.08 / width, 1 - 0.12 / height, title, va="top", weight="bold", size=10.5)
   ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
   ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))

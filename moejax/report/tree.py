@@ -15,7 +15,8 @@ def render(value: dict, family: str | None = None) -> Raw:
 def _inside(section, family, shown=False) -> str:
   known = {**section, **_defaults(section, family)}
   word = lambda key: family and (family if family in config.NAMED else key)
-  return "".join(_entry(k, v, known[k], word(k), shown) for k, v in section.items())
+  items = [(k, v) for k, v in section.items() if k != "name"]  # that stands in the heading
+  return "".join(_entry(k, v, known[k], word(k), shown) for k, v in items)
 
 
 def _entry(key, value, default, family, shown=False) -> str:
@@ -24,8 +25,7 @@ def _entry(key, value, default, family, shown=False) -> str:
   if isinstance(value, list) and any(isinstance(item, dict) for item in value):
     items = "".join(_entry(name, item, item, family) for name, item in _same(key, value))
     return _fold(key, f"{len(value)} items", items, False)
-  changed = _plain(value) != _plain(default) and key != "name"
-  mark = ' class="set"' if changed else ""
+  mark = ' class="set"' if _plain(value) != _plain(default) else ""
   return f"<div{mark}>{escape(key)}: {escape(json.dumps(value))}</div>"
 
 
