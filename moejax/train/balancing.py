@@ -61,7 +61,8 @@ def controllers(params, model_state, layer_sums, knobs, model_cfg):
   return params, {**model_state, "router_state": state} if state else model_state
 
 
-def _layers(path, model_cfg) -> list[int]:
-  """The numbers of the layers in the stack under a path."""
+def _layers(path, model_cfg) -> slice:
+  """Which layers of the model the stack under a path has."""
   run = next(run for run in runs.fold(model_cfg.layers) if run.name == path[0])
-  return [run.layer(repeat, int(path[1])) for repeat in range(run.repeats)]
+  first, last = (run.layer(repeat, int(path[1])) for repeat in (0, run.repeats - 1))
+  return slice(first, last + 1, len(run.pattern))

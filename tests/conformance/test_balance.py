@@ -1,8 +1,6 @@
 """Every balance rule against its loop; new files are found by name."""
 
-import dataclasses
 import functools
-import typing
 
 import fields
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from close import assert_close
+from oracle.balance import Seen
 
 from moejax.core import plugin, routing, sums
 from moejax.core.plan import RouterInputs, TokenPlan
@@ -25,29 +24,6 @@ CONTROLLERS = [name for name in RULES if hasattr(plugin.load("balance", name), "
 CASES = [(name, i) for name in LOSSES for i in range(len(oracle.load("balance", name).CASES))]
 
 
-class Token(typing.NamedTuple):
-  logits: np.ndarray
-  ids: list
-  sequence: int
-  group: int
-
-
-@dataclasses.dataclass
-class Seen:
-  """What one layer saw of one micro-batch, for loops."""
-
-  logit_NU: np.ndarray
-  expert_NK: np.ndarray
-  valid_N: np.ndarray
-  ids: int = U
-
-  def tokens(self):
-    """Those that are not padding."""
-    for n in np.flatnonzero(self.valid_N):
-      ids = [e for e in self.expert_NK[n] if e >= 0]
-      yield Token(self.logit_NU[n], ids, n // SEQ_LEN, n // (N // GROUPS))
-
-
 def micro_batch(seed):
   """(logit_LNU, expert_LNK, valid_N): skewed, with padding and one sequence of nothing else."""
   logit_key, id_key = jax.random.split(jax.random.key(seed))
@@ -60,10 +36,9 @@ def micro_batch(seed):
 
 def as_loops(logit_LNU, expert_LNK, valid_N):
   """The same as one Seen per layer."""
-  return [
-    Seen(np.asarray(logit_LNU[i], np.float64), np.asarray(expert_LNK[i]), np.asarray(valid_N))
-    for i in range(L)
-  ]
+  logit_LNU, expert_LNK = np.array(logit_LNU, np.float64), np.asarray(expert_LNK)
+  layer = lambda i: Seen(logit_LNU[i], expert_LNK[i], np.asarray(valid_N), SEQ_LEN, GROUPS)
+  return [layer(i) for i in range(L)]
 
 
 def observe(cfg, logit_NU, expert_NK, valid_N, gate_NK=None):

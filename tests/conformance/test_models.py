@@ -26,7 +26,9 @@ SECTIONS = {  # the section `model` of a tiny one, layers apart
 @functools.cache
 def configs(name):
   """(config whose layers fold into one run, the same layers told apart so that none do)."""
-  assert name in SECTIONS, f"models/{name}: give it a tiny section in tests/conformance/test_models.py"
+  assert name in SECTIONS, (
+    f"models/{name}: give it a tiny section in tests/conformance/test_models.py"
+  )
   folded = [{"ffn": "moe"}] * DEPTH
   # each number of groups is the default, one per sequence, written or not
   apart = [{"ffn": "moe", **({"moe": {"groups": B}} if i % 2 else {})} for i in range(DEPTH)]
