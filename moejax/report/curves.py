@@ -117,7 +117,8 @@ def _line(run, key, colour, smoothed=False, log=False, zero=False, percent=False
   if log and len(good) and good.max() > 30 * good.min():
     ax.set_yscale("log")
   else:
-    style.fit_y(ax, y[1:] if len(y) > 2 else y, share=0.98, zero=zero)
+    rates = zero and len(y) > 2  # the first step compiles
+    style.fit_y(ax, y[1:] if rates else y, share=0.98 if rates else 1.0, zero=zero)
   finish(ax, run)
   mark = "%" if percent else ""
   style.end_labels(ax, [(line[-1], style.short(line[-1]) + mark, C[colour])])

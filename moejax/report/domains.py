@@ -9,6 +9,7 @@ from moejax.report.read import Run
 from moejax.report.style import Plot
 
 ROWS = 24  # domains with a row of their own, the largest; the others are one row
+TOKENS = 8  # for each expert, that a domain needs for a row: fewer show chance, not routing
 ABOUT = (
   "How much more often (blue) or less often (orange) a domain's tokens go to an expert than all"
   " tokens do. Experts are in the order of the domain that they prefer."
@@ -33,9 +34,11 @@ def of(run: Run) -> Domains | None:
     return None
   tables = {name: np.array(t, float) for name, t in sorted((row.get("layers") or {}).items())}
   tables = {name: np.nan_to_num(t) for name, t in tables.items() if len(t) == len(labels)}
-  keep = [y for y in np.argsort(-token_Y, kind="stable") if token_Y[y] > 0]
   whole = Domains(labels, token_Y, np.nan_to_num(loss_Y), tables)
-  return _joined(whole, keep[:ROWS], keep[ROWS:])
+  there = [int(y) for y in np.argsort(-token_Y, kind="stable") if token_Y[y] > 0]
+  least = TOKENS * max((table.shape[1] for table in tables.values()), default=0)
+  count = min(ROWS, max(1, sum(token_Y[y] >= least for y in there)))
+  return _joined(whole, there[:count], there[count:])
 
 
 def lift(token_Y, share_YU):
@@ -109,7 +112,7 @@ def specialisation(run: Run) -> tuple[list[str], list[list]]:
   found = of(run)
   if not found or len(found.labels) < 2 or not found.share_YU:
     return [], []
-  head = ["layer", "mutual information, bits", "labels shuffled, bits"]
+  head = ["layer", "mutual information, bits", "labels shuffled over tokens, bits"]
   measure = lambda t: (information(found.token_Y, t), shuffled(found.token_Y, t))
   values = {layer: measure(t) for layer, t in found.share_YU.items()}
   return head, [[routing.label(n), f"{a:.4f}", f"{b:.4f}"] for n, (a, b) in values.items()]
@@ -118,10 +121,14 @@ def specialisation(run: Run) -> tuple[list[str], list[list]]:
 def _joined(d: Domains, keep: list[int], rest: list[int]) -> Domains:
   """The domains `keep` in that order, then `rest` as one, weighted by tokens."""
   groups = [[y] for y in keep] + ([rest] if rest else [])
-  names = [d.labels[y] for y in keep] + ([f"{len(rest)} others"] if rest else [])
+  names = [d.labels[y] for y in keep] + ([_others(len(rest))] if rest else [])
   weight_GY = np.zeros((len(groups), len(d.labels)))
   for g, members in enumerate(groups):
     weight_GY[g, members] = d.token_Y[members] / d.token_Y[members].sum()
   token_G = np.array([d.token_Y[members].sum() for members in groups])
   tables = {layer: weight_GY @ t for layer, t in d.share_YU.items()}
   return Domains(names, token_G, weight_GY @ d.loss_Y, tables)
+
+
+def _others(count: int) -> str:
+  return "1 other" if count == 1 else f"{count} others"

@@ -40,6 +40,13 @@ def test_small_domains_are_joined_by_their_tokens(tmp_path):
   np.testing.assert_allclose(loss, weight_Y @ np.array(raw["loss"]))
 
 
+def test_domains_of_a_few_tokens_have_no_row(tmp_path):
+  rows = synthetic.lines(10, labels=("large", "small", "tiny"))
+  rows[-2]["tokens"] = [9000, domains.TOKENS * synthetic.EXPERTS, 7]
+  found = domains.of(read(synthetic.directory(tmp_path, rows)))
+  assert found.labels == ["large", "small", "1 other"] and found.token_Y.tolist() == [9000, 64, 7]
+
+
 def test_a_domains_line_that_does_not_fit_together_is_left_out(tmp_path):
   row = {"kind": "domains", "step": 1, "labels": ["a", "b"], "tokens": [1], "loss": [1.0]}
   assert domains.of(read(synthetic.directory(tmp_path, [row]))) is None

@@ -1,0 +1,69 @@
+"""A real run, if a tiny one: what it writes is documented, shown and can be sampled from."""
+
+import random
+import re
+
+import pytest
+
+from moejax import cli
+from moejax.core import config
+from moejax.report import keys, page
+from moejax.report.read import read
+from moejax.train import loop
+
+MODEL = {
+  "width": 8,
+  "attention": {"heads": 1, "kv_heads": 1, "head_width": 8},
+  "moe": {
+    "num_experts": 4, "hidden": 8, "router": {"name": "sigmoid_topk", "k": 2},
+    "balance": {"switch": {"weight": 0.01}, "sign": {}},
+  },
+  "layers": [{"ffn": "moe"}],
+}  # fmt: skip
+TRAIN = {"steps": 4, "batch_size": 2, "log_every": 1, "eval_every": 2, "sample_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """The run directory, two kinds of text in it."""
+  folder, draw = tmp_path_factory.mktemp("text"), random.Random(0)
+  for kind, words in {"fruit": ("apple", "pear"), "tools": ("saw", "drill")}.items():
+    (folder / kind).mkdir()
+    for i in range(12):
+      (folder / kind / f"{i}.txt").write_text(" ".join(draw.choice(words) for _ in range(60)))
+  data = {"source": f"text:{folder}", "tokenizer": "bytes", "seq_len": 32, "validation": 0.4}
+  data["cache"] = str(tmp_path_factory.mktemp("cache"))
+  cfg = config.resolve({"model": MODEL, "data": data, "train": TRAIN, "mesh": "data:1"})
+  return loop.fit(cfg, tmp_path_factory.mktemp("runs") / "tiny", terminal=False).workdir
+
+
+def test_every_key_of_metrics_is_documented(run):
+  rows = read(run).rows
+  assert {row["kind"] for row in rows} >= {"stage", "train", "eval", "domains", "done"}
+  assert keys.undocumented(rows) == []
+
+
+def test_every_documented_key_of_a_line_is_written(run):
+  rows = {row["kind"]: row for row in read(run).rows}
+  for kind in ("train", "eval", "domains", "stage", "done"):
+    assert set(keys.KEYS[kind]) == set(rows[kind]) - {"kind"}
+  assert set(rows["train"]["layers"]["layer_000"]) == set(keys.KEYS["layers"])
+
+
+def test_the_page_shows_all_that_a_run_leaves(run):
+  text = page.write(run).read_text()
+  words = re.findall(r'<section id="(\w+)"', text)
+  assert words == ["loss", "health", "load", "final", "domains", "balance", "optimiser", "speed",
+                   "sample", "config", "environment"]  # fmt: skip
+  loss = read(run).evals[-1]["loss"]
+  assert f"<b>{loss:.4f}</b>" in text and "fruit" in text and 'class="note"' not in text
+
+
+def test_text_comes_from_the_newest_checkpoint(run, capsys):
+  words = ["generate", str(run), "--prompt=apple ", "--tokens=3", "--seed=1"]
+  assert cli.main(words) == 0
+  first = capsys.readouterr().out
+  assert first.startswith("apple ") and len(first) > len("apple \n")
+  assert cli.main(words) == 0 and capsys.readouterr().out == first
+  assert cli.main(["generate", str(run), "--tokens=-1"]) == 2
+  assert "-1 tokens" in capsys.readouterr().err
