@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from moejax.core import config
+from moejax.core import config, plugin
 from moejax.core.plugin import Wrong
-from moejax.data import packing, text
+from moejax.data import packing, prepare, text
 
 KEYS = {"token_BT", "segment_BT", "label_BT"}
 
@@ -75,12 +75,40 @@ def test_every_epoch_reads_all_windows_in_another_order(open_library):
   assert (first != second).any(axis=1).mean() > 0.9
 
 
-def test_the_seed_decides_the_order_and_nothing_else_does(open_library):
-  first = _take(open_library(0).batches("train", 4), 3)
-  again = _take(open_library(0).batches("train", 4), 3)
-  other = _take(open_library(1).batches("train", 4), 3)
-  np.testing.assert_array_equal(first["token_BT"], again["token_BT"])
-  assert (first["token_BT"] != other["token_BT"]).any()
+def _rows(corpus):
+  return [row.tobytes() for row in _take(corpus.batches("train", 1, epochs=1))["token_BT"]]
+
+
+def test_the_seed_decides_the_order_of_documents_and_of_windows(open_library, tmp_path):
+  first, again, other = (_rows(open_library(seed)) for seed in (0, 0, 1))
+  assert first == again
+  assert len(set(first) & set(other)) < len(first) / 2  # documents meet other neighbours
+  for name in "ab":  # one document to train on leaves windows alone to shuffle
+    (tmp_path / f"{name}.txt").write_text(" ".join(f"{name}{n}" for n in range(99)))
+  first, other = (_rows(open_library(seed, source=f"text:{tmp_path}")) for seed in (0, 1))
+  assert first != other and sorted(first) == sorted(other)
+
+
+def test_a_tokenizer_learns_from_documents_for_training_alone(open_library, monkeypatch, tmp_path):
+  bpe, seen = plugin.load("data.tokenizers", "bpe"), []
+
+  def spy(texts, vocab, train=bpe.train):
+    seen.extend(texts)
+    return train(iter(seen), vocab)
+
+  monkeypatch.setattr(bpe, "train", spy)
+  corpus = open_library(tokenizer="bpe:300", seq_len=2048, cache=str(tmp_path))
+  assert len(seen) == corpus.describe()["documents"]["train"]
+  assert not set(seen) & {text for text, _ in _documents(corpus, "validation")}
+  assert open_library(1, tokenizer="bpe:300", cache=str(tmp_path)).tokenizer.vocab == 300
+  assert len(seen) == corpus.describe()["documents"]["train"]  # it learned once
+
+
+def test_documents_are_tokenised_the_same_in_chunks_of_any_size(
+  open_library, monkeypatch, tmp_path
+):
+  monkeypatch.setattr(prepare, "CHUNK", 700)
+  assert _rows(open_library(cache=str(tmp_path))) == _rows(open_library())
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
