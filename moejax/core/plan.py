@@ -33,6 +33,13 @@ class Experts(typing.NamedTuple):
 
   fn: typing.Callable
   params: dict
+  fused: typing.Callable | None = None  # fused(params, rows, size_E) -> y_ND, gates applied
+
+  def to_tokens(self, rows, size_E) -> jax.Array:
+    """Rows through their experts and back to their tokens."""
+    if self.fused is not None:
+      return self.fused(self.params, rows, size_E)
+    return rows.combine(self.fn(self.params, rows, size_E))
 
 
 @flax.struct.dataclass

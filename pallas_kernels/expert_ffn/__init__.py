@@ -1,0 +1,1 @@
+"""Gated expert FFNs from tokens to tokens, as one differentiable function (CPU only so far)."""
