@@ -64,7 +64,7 @@ def fit(cfg: Config, workdir, terminal: bool | None = None) -> Result:
       return Run(cfg, folder, corpus, mesh, stop, terminal).train()
   except OSError as reason:
     raise Failed(
-      f"the run could not write to {folder.path} ({reason.strerror or reason}); complete checkpoints"
+      f"the run could not write to {folder.path} ({reason.strerror or reason}); full checkpoints"
       " are intact. Free space, and run the same command again."
     ) from reason
 
@@ -134,7 +134,7 @@ class Run:
     cfg, _ = stages.changed(cfg, cfg.model, stage.changes)
     at = self._phase(0, cfg)
     state = at.start(jnp.zeros(phase.micro_batch(cfg), jnp.int32))
-    self.folder.forget_after(-1)
+    self.folder.forget_after(-1, 0)
     self.folder.log("stage", stage=0, step=0, name="start")
     return at, state
 
@@ -145,13 +145,14 @@ class Run:
     for step in self.checkpoints.steps():
       try:
         meta = self.checkpoints.meta(step)
-        at = self._phase(meta["stage"], self._config_of(meta))
+      except Exception as reason:
+        self._set_aside(step, reason)
+        continue
+      at = self._phase(meta["stage"], self._config_of(meta))
+      try:
         found = self.checkpoints.restore(step, at.template)
-      except Wrong:
-        raise
       except Exception as reason:  # whatever a reader says of a file that is not whole
-        self.checkpoints.set_aside(step, str(reason).splitlines()[0][:200])
-        self._say_damaged(*self.checkpoints.damaged[-1])
+        self._set_aside(step, reason)
         continue
       if meta["data"] != self.corpus.fingerprint:
         raise Wrong(
@@ -164,7 +165,7 @@ class Run:
       state = dataclasses.replace(at.template, **found, **counts)
       self.tokens, self.flops, self.before = meta["tokens"], meta["flops"], meta["time"]
       self.last = meta["evaluation"]
-      self.folder.forget_after(step)
+      self.folder.forget_after(step, meta["stage"])
       self.folder.log("resume", step=step)
       self.folder.say(f"resumed at step {step}", self.display.line)
       return at, state
@@ -178,6 +179,10 @@ class Run:
       (dumped[section] if section else dumped)[key] = (now[section] if section else now)[key]
     return config.resolve(dumped)
 
+  def _set_aside(self, step, reason):
+    self.checkpoints.set_aside(step, str(reason).splitlines()[0][:200])
+    self._say_damaged(*self.checkpoints.damaged[-1])
+
   def _say_damaged(self, step, reason):
     line = (
       f"checkpoint {step} is damaged ({reason}); it was moved to damaged/{step} and is not used."
@@ -188,11 +193,10 @@ class Run:
     """The state and the functions at the start of a later stage."""
     stage = self.stages[index]
     variables = {"params": state.params, **state.model_state}
-    variables, model_cfg, follow = stages.enter(stage, variables, at.cfg.model)
+    variables, model_cfg, follow = stages.enter(stage, variables, at.cfg.model, self.cfg.train.seed)
     cfg, model_cfg = stages.changed(at.cfg, model_cfg, stage.changes)
     new = self._phase(index, dataclasses.replace(cfg, model=model_cfg))
-    how = {"old_params": state.params, "old_cfg": at.cfg.model, "new_cfg": model_cfg}
-    how["follow"] = follow
+    how = {"old_cfg": at.cfg.model, "new_cfg": model_cfg, "follow": follow}
     state = stages.moved(state, variables, new.template, **how)
     self.folder.log("stage", stage=index, step=int(state.step), name=stages.title(stage))
     self.folder.say(f"stage {index}: {stages.title(stage)}", self.display.line)
@@ -205,6 +209,7 @@ class Run:
     train, begin, end = at.cfg.train, int(state.step), self.ends[at.index]
     where = {"process": jax.process_index(), "processes": jax.process_count()}
     batches = self.corpus.batches("train", train.batch_size, first_step=begin, **where)
+    self.flops_per_token = counts.train(at.cfg.model, at.cfg.data.seq_len)
     before = None
     for step in range(begin + 1, end + 1):
       batch = self._put(next(batches))
@@ -251,11 +256,12 @@ class Run:
     bad = int(state.bad)
     if bad >= train.bad_steps:
       step = int(state.step)
-      self._save(at, state, step - bad, None)
+      good = {"bad": jnp.int32(0), "skipped": state.skipped - bad}  # as it was before them
+      self._save(at, dataclasses.replace(state, **good), step - bad, None)
       raise Failed(
         f"the loss or its gradients were not finite in {bad} steps in a row ({step - bad + 1} to"
-        f" {step}); the last good state, of step {step - bad}, is kept. Lower train.lr_peak or"
-        " optim.clip_norm, or raise train.bad_steps."
+        f" {step}); the last good state, of step {step - bad}, is kept. Raise train.bad_steps to go"
+        " on from there, or lower train.lr_peak or optim.clip_norm with another --workdir."
       )
 
   def _log(self, at, state, seen, step):
@@ -300,7 +306,7 @@ class Run:
     meta = {
       "stage": at.index,
       "step": step,
-      "bad": 0,
+      "bad": int(state.bad),
       "skipped": int(state.skipped),
       "tokens": self.tokens,
       "flops": self.flops,

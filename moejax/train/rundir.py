@@ -79,15 +79,16 @@ class RunDir:
     if self.writes:
       (self.path / name).write_text(content, encoding="utf-8")
 
-  def forget_after(self, step: int) -> None:
-    """Takes out the lines of steps that will be run again."""
+  def forget_after(self, step: int, stage: int) -> None:
+    """Takes out the lines of steps that will be run again, and of stages to be entered again."""
     file = self.path / "metrics.jsonl"
     if not self.writes or not file.exists():
       return
     kept = []
     for line in file.read_text(encoding="utf-8").splitlines():
       try:
-        kept += [line] if json.loads(line)["step"] <= step else []
+        found = json.loads(line)
+        kept += [line] if found["step"] <= step and found.get("stage", stage) <= stage else []
       except (ValueError, KeyError):
         continue  # the line that was being written when the run was killed
     temporary = file.with_suffix(".tmp")

@@ -68,7 +68,7 @@ def changed(cfg, model_cfg, changes: dict | None):
 def enter(stage: Config, variables: dict, model_cfg, seed: int):
   """(variables, model config, follow) after a stage's transform; the trees are those of runs."""
   if stage.transform is None:
-    return variables, model_cfg, lambda by_layer: by_layer
+    return variables, model_cfg, lambda by_layer, fresh=None: by_layer
   by_layer = {name: tree.unstack(part, model_cfg) for name, part in variables.items()}
   module = plugin.module(stage.transform)
   key = jax.random.key(seed)
@@ -80,15 +80,17 @@ def moved(state, variables, template, old_cfg, new_cfg, follow):
   """The whole train state after a transform, in the shapes and places of `template`."""
   params = variables.pop("params")
 
-  def along(tree_like_params, new):
+  def along(tree_like_params, new, fresh=None):
     """Moments or an average; frozen leaves that it lacks count as zeros."""
     whole = groups.fill(tree_like_params, state.params, jnp.zeros_like)
-    return _part(tree.stack(follow(tree.unstack(whole, old_cfg)), new_cfg), new)
+    return _part(tree.stack(follow(tree.unstack(whole, old_cfg), fresh), new_cfg), new)
 
   is_tree = lambda node: isinstance(node, dict)
   one = lambda old, new: along(old, new) if is_tree(old) else old
   opt_state = jax.tree.map(one, state.opt_state, template.opt_state, is_leaf=is_tree)
-  average = None if template.ema is None else along(state.ema, template.ema)
+  average = None
+  if template.ema is not None:  # an average that started from zero would lag for long
+    average = along(state.ema, template.ema, fresh=tree.unstack(params, new_cfg))
   new = dataclasses.replace(
     state,
     params=_part(params, template.params),

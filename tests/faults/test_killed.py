@@ -1,0 +1,58 @@
+"""A run that is killed and started again ends bit for bit where an uninterrupted one ends."""
+
+import json
+import random
+import signal
+
+import pytest
+
+VOLATILE = ("time", "tokens_per_s", "step_ms", "mfu")  # what a clock says
+EXPERTS = {"num_experts": 4, "hidden": 16, "router": {"name": "topk", "k": 2}}
+STAGES = [
+  {"steps": 4},
+  {"steps": 4, "transform": {"name": "spawn", "moe": EXPERTS}},
+  {"steps": 4, "changes": {"model.moe.router.k": 1}},
+]
+
+
+@pytest.fixture(scope="session")
+def staged(section):
+  """Dense, then four spawned experts, then one of them for each token."""
+  dense = {"layers": [{"ffn": "mlp"}, {"ffn": "mlp"}]}
+  return section(model=dense, stages=STAGES, train={"checkpoint_every": 3, "ema": 0.9})
+
+
+def end(process, code=0):
+  """Waits for the process to end as it should."""
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+  return out
+
+
+def state(workdir):
+  return json.loads((workdir / "state.json").read_text())
+
+
+def history(workdir):
+  """The numbers of every step, without those of a clock."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  kept = [line for line in lines if line["kind"] in ("train", "eval", "stage")]
+  return [{k: v for k, v in line.items() if k not in VOLATILE} for line in kept]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(start, staged, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  end(start(staged, workdir))
+  return workdir
+
+
+def test_killed_in_every_stage(start, staged, uninterrupted, tmp_path):
+  draw = random.Random()  # another step of each stage every time
+  steps = [draw.randint(first, first + 3) for first in (1, 5, 9)]
+  for step in steps:
+    end(start(staged, tmp_path, f"log:train:{step}:SIGKILL"), -signal.SIGKILL)
+  end(start(staged, tmp_path))
+  assert state(tmp_path) == state(uninterrupted), f"killed at {steps}"
+  assert history(tmp_path) == history(uninterrupted), f"killed at {steps}"
+  assert any("resume" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
