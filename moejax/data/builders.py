@@ -33,11 +33,11 @@ def documents(builder, fingerprint: str, text: str, label: str | None) -> Docume
 def _prepare(builder, folder):
   if not progress.terminal():
     tfds.disable_progress_bar()
+  progress.tell(f"preparing {builder.name} in {folder}")
   try:
-    # TFDS announces its work on standard output, which belongs to the run.
-    with progress.say(f"preparing {builder.name}"), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS says the same, where a run has its say
       builder.download_and_prepare()
-  except ImportError:
+  except ModuleNotFoundError:
     raise
   except Exception as error:  # networks, servers and disks fail in many ways, TFDS in one place
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

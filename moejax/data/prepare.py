@@ -97,7 +97,9 @@ def windows(cache: pathlib.Path, known: Index, tokens: pathlib.Path, cfg, seed: 
     token = np.memmap(tokens / "token.bin", "<u4", "r")
     for split, order_D in orders.items():
       stream = packing.Stream(token, start_D[order_D], length_D[order_D], known.label_D[order_D])
-      _write(folder / f"{split}.array_record", packing.records(stream, cfg.seq_len))
+      records, total = packing.records(stream, cfg.seq_len), stream.windows(cfg.seq_len)
+      what = f"packing {split} sequences of {cfg.seq_len}"
+      _write(folder / f"{split}.array_record", progress.track(records, total, what))
 
   about = {
     "source": cfg.source,

@@ -97,8 +97,9 @@ def open(cfg: Config, seed: int) -> Corpus:
   name, _, argument = cfg.source.partition(":")
   try:
     documents = plugin.load("data.sources", name).open(argument, cfg, cache)
-  except ImportError as error:
-    package = (error.name or str(error)).partition(".")[0]
+  except ModuleNotFoundError as error:
+    # TFDS rewords the error of a dataset's own package, and the name is left in the sentence only.
+    package = (error.name or str(error).split("'")[1]).partition(".")[0]
     raise Wrong(
       f"data.source {cfg.source}: the package {package!r} is missing; "
       f"pip install {PIP.get(package, package)}"

@@ -72,14 +72,19 @@ def _files(folder):
 
 def _label(file, path):
   parts = file.relative_to(path).parts
-  return parts[0] if len(parts) > 1 else path.stem
+  path = path.resolve()  # "." has a name, too
+  return parts[0] if len(parts) > 1 else path.stem if path.is_file() else path.name
 
 
 def _scan(file, content) -> str | None:
   """Adds a file to the hash; what is wrong with it, if it is no text."""
   decoder, place = codecs.getincrementaldecoder("utf-8")(), 0
   content.update(f"{file.suffix} {file.stat().st_size} ".encode())
-  with builtins.open(file, "rb") as stream:
+  try:
+    stream = builtins.open(file, "rb")
+  except OSError as error:
+    return f"cannot be read: {error.strerror}"
+  with stream:
     while block := stream.read(BLOCK):
       content.update(block)
       try:

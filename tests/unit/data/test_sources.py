@@ -140,7 +140,10 @@ class MoejaxNeedy(MoejaxTinyNews):
   """A dataset that reads its files with another package."""
 
   def _split_generators(self, dl_manager):
-    import a_package_that_is_not_there  # noqa: F401
+    try:
+      import a_package_that_is_not_there  # noqa: F401
+    except ModuleNotFoundError as error:  # as TFDS does for the packages it knows
+      raise ModuleNotFoundError(f"{error}\nFailed importing. This likely means...") from error
 
 
 def test_a_dataset_of_tfds_by_its_name(tmp_path):
