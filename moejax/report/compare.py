@@ -65,9 +65,10 @@ def _draw(runs, names, key, width):
     if len(x):
       ax.plot(x, smooth(y), color=colour, lw=0.9, alpha=0.45)
     ax.plot(xe, ye, color=colour, marker="o", ms=3.5, lw=1.5)
-    final = ye[-1] if len(ye) else smooth(y)[-1] if len(y) else np.nan
-    ends.append((final, f"{name[:18]} {final:.3f}", colour))
     seen += [*smooth(y), *ye]
+    last = (xe[-1], ye[-1]) if len(xe) else (x[-1], smooth(y)[-1]) if len(x) else None
+    if last:
+      ends.append((last[1], f"{name[:18]} {last[1]:.3f}", colour, last[0]))
   style.fit_y(ax, np.array(seen))
   style.xlabel(ax, unit)
   style.end_labels(ax, ends)
@@ -109,10 +110,25 @@ def _differences(runs, names) -> str:
   """Config paths by runs, only those at which two runs differ."""
   flat = [dict(_leaves(run.config)) for run in runs]
   keys = [k for k in dict.fromkeys(k for f in flat for k in f) if len({f.get(k) for f in flat}) > 1]
-  rows = [[key, *(f.get(key, "") for f in flat)] for key in keys]
+  rows = _joined([(key, [f.get(key, "") for f in flat]) for key in keys])
   more = f'<p class="quiet">{len(rows) - DIFFERENCES} more differ.</p>' * (len(rows) > DIFFERENCES)
   table = html.table(["field", *names], rows[:DIFFERENCES])
   return table + more if rows else "<p>Nothing: the configs are equal.</p>"
+
+
+def _joined(rows) -> list[list[str]]:
+  """Rows of items that differ in the same way as one.
+
+  >>> _joined([("layers[0].k", ["1", "2"]), ("layers[3].k", ["1", "2"]), ("seed", ["0", "1"])])
+  [['layers[0,3].k', '1', '2'], ['seed', '0', '1']]
+  """
+  alike = {}
+  for key, values in rows:
+    head, _, tail = key.partition("[")
+    index, _, rest = tail.partition("]")
+    alike.setdefault((head, rest, *values), []).append(index)
+  where = lambda found: f"[{','.join(found)}]" if found[0] else ""
+  return [[f"{k[0]}{where(found)}{k[1]}", *k[2:]] for k, found in alike.items()]
 
 
 def _leaves(value, path=""):

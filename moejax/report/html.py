@@ -45,7 +45,6 @@ th,td{padding:4px 18px 4px 0;text-align:right;border-bottom:1px solid var(--grid
   white-space:nowrap}
 th{color:var(--muted);font-weight:500}
 td.word,th.word{text-align:left}
-td.best{font-weight:700}
 pre{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:14px;
   white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem;line-height:1.45;margin:0}
 .tree{columns:340px;overflow-wrap:anywhere;

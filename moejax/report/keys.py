@@ -25,7 +25,7 @@ _STAGE = Key("Stage", "", "Index of the stage, from 0.")
 _TOKENS = Key(
   "Tokens", "tokens", "Trained on so far: batch size times sequence length of every step."
 )
-_TIME = Key("Time", "s", "Seconds of training since the start of the run; a resumed run goes on.")
+_TIME = Key("Time", "s", "Seconds since the start, evaluations included; a resumed run goes on.")
 KEYS = {
   "train": {
     "step": _STEP,

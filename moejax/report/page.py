@@ -42,8 +42,8 @@ def numbers(run: Run) -> list[tuple[str, str]]:
 
 
 def elapsed(run: Run) -> float | None:
-  """Seconds of training."""
-  return run.last("time", "done") or run.last("time")
+  """Seconds up to the last training step, the final evaluation and sample left out."""
+  return run.last("time")
 
 
 def median_speed(run: Run) -> float | None:

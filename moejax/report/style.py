@@ -121,19 +121,22 @@ def duration(seconds: float) -> str:
 
 
 def end_labels(ax, items, size=8.5):
-  """Names at the right ends of lines, moved apart where they would overlap.
+  """Names at the ends of lines, moved apart where they would overlap.
 
-  items: (y of the end, text, colour).
+  items: (y of the end, text, colour), and x of the end for a line that may stop early: then its
+  name stands there and not in the margin.
   """
   items = sorted((item for item in items if np.isfinite(item[0])), key=lambda item: item[0])
   if not items:
     return
-  height = ax.get_window_extent().height * 72 / ax.figure.dpi
-  want = [ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1] for y, *_ in items]
-  gap = 1.15 * size / height
-  for i, ((_, text, colour), at) in enumerate(zip(items, spread(want, gap), strict=True)):
+  ends = [(item[3] if len(item) > 3 else ax.get_xlim()[1], item[0]) for item in items]
+  place = ax.transAxes.inverted().transform(ax.transData.transform(ends))
+  gap = 1.15 * size / (ax.get_window_extent().height * 72 / ax.figure.dpi)
+  for i, at in enumerate(spread(place[:, 1], gap)):
     at = min(max(at, 0.03 + gap * i), 1 - gap * (len(items) - 1 - i))  # inside the axes
-    ax.text(1.015, at, text, transform=ax.transAxes, va="center", size=size, color=colour)
+    x = place[i, 0] if place[i, 0] < 0.85 else 1.0
+    _, text, colour, *_ = items[i]
+    ax.text(x + 0.015, at, text, transform=ax.transAxes, va="center", size=size, color=colour)
 
 
 def spread(want, gap: float):

@@ -58,5 +58,5 @@ def _defaults(section, family) -> dict:
 
 
 def _plain(value):
-  """As JSON reads it back: tuples are lists."""
-  return json.loads(json.dumps(value))
+  """As JSON reads it back: tuples are lists, and so is an empty dict."""
+  return [] if value == {} else json.loads(json.dumps(value))

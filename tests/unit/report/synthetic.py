@@ -63,6 +63,8 @@ def directory(path, rows=None, name="made_up"):
     "model": {"name": "decoder", "vocab": 2048, "width": 128, "layers": layers},
     "data": {"name": "text", "source": "stdlib_text", "seq_len": 128, "validation": 0.05},
     "train": {"name": "step", "steps": 200, "batch_size": 32},
+    "stages": [],
+    "knobs": {},
   }  # fmt: skip
   (path / "config.json").write_text(json.dumps(config))
   environment = {

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 
 from moejax.core.plugin import Wrong
-from moejax.report import page, style
+from moejax.report import curves, page, style
 from moejax.report.read import read
 
 SECTIONS = ["loss", "health", "load", "final", "domains", "balance", "optimiser", "speed",
@@ -57,7 +57,7 @@ def test_the_numbers_of_the_run_stand_at_the_top(whole):
   head = whole[1].partition("<section")[0]
   assert f"<b>{run.evals[-1]['loss']:.4f}</b>" in head
   assert f"<b>{run.evals[-1]['bits_per_byte']:.3f}</b>" in head
-  assert "<b>4.2M / 1.6M</b>" in head and "<b>1 min 38 s</b>" in head
+  assert "<b>4.2M / 1.6M</b>" in head and "<b>1 min 36 s</b>" in head
   assert "Finished after 200 steps." in head
 
 
@@ -69,7 +69,7 @@ def test_what_differs_from_a_default_stands_out(whole):
   marked = re.findall(r'<div class="set">([^<]*)</div>', whole[1])
   assert "k: 4" in marked and "seq_len: 128" in marked
   assert "renormalise: true" not in marked and "validation: 0.05" not in marked
-  assert "layers[1..3]" in whole[1]
+  assert "layers[1..3]" in whole[1] and "stages: []" not in marked and "knobs: {}" not in marked
 
 
 def test_silence_is_a_sentence_not_a_figure(whole):
@@ -115,6 +115,12 @@ def test_stages_are_named_where_they_start(tmp_path):
   rows.append({"kind": "stage", "stage": 1, "step": 30, "name": "four experts"})
   text = page.write(synthetic.directory(tmp_path, rows)).read_text()
   assert text.count("four experts") >= 4
+
+
+def test_a_knob_has_a_figure_if_it_turns(tmp_path):
+  rows = [{"kind": "train", "step": s, "knobs": {"still": 1.0, "k": [2, 4 - s]}} for s in (1, 2)]
+  plots = curves.knobs(read(synthetic.directory(tmp_path, rows)))
+  assert [plot.stem for plot in plots] == ["knob_k"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
