@@ -42,7 +42,7 @@ class Run:
     """The evaluations on held-out documents."""
     return self.kind("eval")
 
-  @property
+  @functools.cached_property
   def layers(self) -> list[str]:
     """Names of the layers that have routers, by depth."""
     return sorted({name for row in self.train for name in row.get("layers") or {}})

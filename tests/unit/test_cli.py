@@ -42,7 +42,7 @@ def test_report_writes_a_page_and_of_several_runs_a_comparison(run, tmp_path, ca
 
 
 WRONG = {
-  "verb": (["repot", "DIR"], "there is no verb 'repot'. Did you mean 'report'?"),
+  "verb": (["shw", "routers"], "there is no verb 'shw'. Did you mean 'show'?"),
   "family": (["list", "ruoters"], "there is no family 'ruoters'. Did you mean 'routers'?"),
   "name": (["show", "routers", "topq"], "routers has no 'topq'. Did you mean 'topk'?"),
   "folder": (["report", "no/such"], "report: no/such is no folder; give the folder of a run"),
