@@ -16,7 +16,10 @@ def documents(builder, fingerprint: str, text: str, label: str | None) -> Docume
   folder = pathlib.Path(builder.data_path)
   if not folder.exists():
     with caches.locked(folder):
-      _prepare(builder, folder)
+      if not folder.exists():
+        _prepare(builder, folder)
+  if not builder.info.splits:  # another process prepared it after this builder looked
+    builder.info.read_from_directory(str(folder))
   split = "train" if "train" in builder.info.splits else min(builder.info.splits)
   source = builder.as_data_source(split=split)
   names = getattr(builder.info.features[label], "names", None) if label else None

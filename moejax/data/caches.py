@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 
@@ -47,8 +48,8 @@ def locked(path: pathlib.Path):
   with writing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f".{path.name}.lock").open("w")
-  with file:
     fcntl.flock(file, fcntl.LOCK_EX)
+  with file:
     yield
 
 
@@ -59,15 +60,17 @@ def prepare(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> path
   with locked(folder), writing(folder):
     if folder.exists():  # another process was first
       return folder
-    for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a process that was killed
+    # Some network file systems lock within a machine only: leave other machines' folders alone,
+    # and let the rename decide who was first.
+    prefix = f"{folder.name}.tmp-{socket.gethostname()}-"
+    for left in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
       shutil.rmtree(left, ignore_errors=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
       build(temporary)
       temporary.chmod(0o755)  # mkdtemp's own is for one user; a cache may be shared
       temporary.rename(folder)
     except OSError as error:
-      # Where locks do not reach (some network file systems) the rename decides who was first.
       if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
         raise
     finally:

@@ -44,7 +44,7 @@ def index(cache: pathlib.Path, documents, what: str) -> Index:
   def build(folder):
     labels, sizes, hashes = [], [], []
     for text, label in progress.track(documents.read(), None, f"reading {what}"):
-      raw = text.encode(errors="surrogatepass")
+      raw = text.encode()
       labels.append(label)
       sizes.append(len(raw))
       hashes.append(int.from_bytes(hashlib.blake2b(raw, digest_size=6).digest(), "big") / 2**48)
@@ -84,17 +84,17 @@ def tokens(cache: pathlib.Path, documents, known: Index, tokenizer, what: str) -
   return caches.prepare(cache / "tokens" / caches.key(known.name, tokenizer.fingerprint), build)
 
 
-def windows(cache: pathlib.Path, known: Index, tokens: pathlib.Path, cfg, seed: int):
-  """The windows of both splits, as array_record, and what there is to say about them."""
-  length_D = np.load(tokens / "length_D.npy")
+def windows(cache: pathlib.Path, known: Index, flat: pathlib.Path, cfg, seed: int):
+  """The folder with both splits as array_record, and what there is to say about them."""
+  length_D = np.load(flat / "length_D.npy")
   start_D = np.cumsum(length_D) - length_D
   out_D = known.held_out(cfg.validation)
   rng = np.random.default_rng(seed)
   orders = {"train": rng.permutation(np.flatnonzero(~out_D)), "validation": np.flatnonzero(out_D)}
-  name = caches.key(tokens.name, cfg.seq_len, cfg.validation, seed)
+  name = caches.key(flat.name, cfg.seq_len, cfg.validation, seed)
 
   def build(folder):
-    token = np.memmap(tokens / "token.bin", "<u4", "r")
+    token = np.memmap(flat / "token.bin", "<u4", "r")
     for split, order_D in orders.items():
       stream = packing.Stream(token, start_D[order_D], length_D[order_D], known.label_D[order_D])
       records, total = packing.records(stream, cfg.seq_len), stream.windows(cfg.seq_len)

@@ -93,6 +93,8 @@ class Corpus:
 
 def open(cfg: Config, seed: int) -> Corpus:
   """The corpus of a config, prepared if it is not in the cache."""
+  if not 0 <= seed < 2**32:
+    raise Wrong(f"data: the seed {seed} is not from 0 to {2**32 - 1}; change train.seed.")
   cache = caches.root(cfg.cache)
   name, _, argument = cfg.source.partition(":")
   try:

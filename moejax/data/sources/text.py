@@ -118,7 +118,7 @@ def _jsonl(file, stream, label):
     try:
       item = json.loads(line)
       text = item["text"]
-      own = item.get("label", label)
+      own = item.get("label") or label
     except (ValueError, TypeError, KeyError):
       text = own = None
     if not isinstance(text, str):
@@ -127,4 +127,5 @@ def _jsonl(file, stream, label):
         'write one {"text": ...} a line.'
       )
     if text.strip():
-      yield text, str(own)
+      # JSON can spell half a character, which no encoding can.
+      yield text.encode(errors="replace").decode(), str(own)

@@ -25,7 +25,7 @@ def train(texts, vocab: int) -> tokenizers.Tokenizer:
 
 
 def load(argument, training, cache) -> subwords.Tokenizer:
-  """The tokenizer of `VOCAB` ids for a training."""
+  """The tokenizer of a corpus, trained if it is not in the cache."""
   if not argument.isdecimal() or not 257 <= int(argument) <= 1 << 20:
     raise Wrong(
       f"bpe: {argument!r} is no vocabulary size from 257 (bytes and end) to 1048576; "

@@ -11,6 +11,7 @@ import tensorflow_datasets
 
 from moejax.core import plugin
 from moejax.core.plugin import Wrong
+from moejax.data import builders
 from moejax.data import text as corpora
 
 TFDS = tensorflow_datasets.features
@@ -41,10 +42,10 @@ def test_a_folder_is_its_files_by_name_labelled_by_the_first_folder(tmp_path):
 
 
 def test_lines_of_jsonl_are_documents(tmp_path):
-  lines = [{"text": "one\ntwo"}, {"text": "three", "label": "news"}, {"text": " "}]
+  lines = [{"text": "one\ntwo"}, {"text": "half \ud83d", "label": "news"}, {"text": " "}]
   path = tmp_path / "mix.jsonl"
   path.write_text("\n\n".join(map(json.dumps, lines)))
-  assert list(_texts(path).read()) == [("one\ntwo", "mix"), ("three", "news")]
+  assert list(_texts(path).read()) == [("one\ntwo", "mix"), ("half ?", "news")]
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '"text"', '{"txt": "a"}', '{"text": 3}'])
@@ -154,6 +155,14 @@ def test_a_dataset_of_tfds_by_its_name(tmp_path):
   titles = _open("tfds:moejax_tiny_news", tmp_path, text_feature="title", label_feature="body")
   assert sorted(titles.read())[3] == ("title 3", "body \u00e9 3")
   assert titles.fingerprint != documents.fingerprint
+
+
+def test_a_builder_sees_what_another_process_prepared_meanwhile(tmp_path):
+  first, second = (
+    MoejaxTinyNews(data_dir=str(tmp_path), file_format="array_record") for _ in range(2)
+  )
+  texts = [list(builders.documents(b, "", "body", "topic").read()) for b in (first, second)]
+  assert len(texts[0]) == 8 and texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,8 @@ def test_a_batch_that_cannot_be_is_refused(open_library):
     corpus.batches("train", 5000)
   with pytest.raises(Wrong, match="no split 'valid'. Did you mean 'validation'"):
     corpus.batches("valid", 4)
+  with pytest.raises(Wrong, match="the seed -1 is not from 0 to 4294967295; change train.seed"):
+    open_library(-1)
   with pytest.raises(Wrong, match="the validation split has 0 tokens"):
     open_library(validation=0.0).batches("validation", 4)
 
