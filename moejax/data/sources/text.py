@@ -41,7 +41,7 @@ def open(argument, cfg, cache) -> Documents:
   path = pathlib.Path(argument).expanduser()
   if not argument or not path.exists():
     raise Wrong(
-      f"text: there is nothing at {str(path)!r}; write data.source=text:PATH with the path of a "
+      f"text: there is nothing at {argument!r}; write data.source=text:PATH with the path of a "
       "text file, a .jsonl file or a directory."
     )
   files = _files(path) if path.is_dir() else [path]

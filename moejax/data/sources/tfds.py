@@ -4,6 +4,7 @@ NAME is TFDS's own (`name`, `name/config`, `name:version`). Documents are the sp
 feature is the text and which the domain is found, or said by data.text_feature, data.label_feature.
 """
 
+import difflib
 import re
 import typing
 
@@ -33,18 +34,29 @@ def open(argument, cfg, cache) -> Documents:
 
 
 def _builder(name, cache):
+  folder = str(cache / "tfds")
   try:
-    return tensorflow_datasets.builder(
-      name, data_dir=str(cache / "tfds"), file_format="array_record"
-    )
+    return tensorflow_datasets.builder(name, data_dir=folder, file_format="array_record")
+  except ModuleNotFoundError:
+    raise
   except tensorflow_datasets.core.DatasetNotFoundError as error:
-    known = tensorflow_datasets.list_builders(with_community_datasets=False)
-    raise Wrong(
-      f"tfds: there is no dataset {name!r}. {hint(re.split('[/:]', name)[0], known)}"
-    ) from error
-  except (ValueError, AssertionError) as error:  # a config, a version or a spelling it rejects
-    reason = str(error).strip().splitlines()[0]
+    raise Wrong(f"tfds: there is no dataset {name!r}. {_meant(name)}") from error
+  except Exception as error:  # a config, a version or a spelling; names with a namespace use a net
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rpartition('}": ')[2]
+    stem, _, config = name.partition("/")
+    if config and stem in tensorflow_datasets.list_builders(with_community_datasets=False):
+      reason = hint(config, tensorflow_datasets.builder_cls(stem).builder_configs)
     raise Wrong(f"tfds: {name!r} is refused: {reason} Write tfds:NAME[/CONFIG].") from error
+
+
+def _meant(name):
+  """The names most like a wrong one, out of some hundreds."""
+  word = re.split("[/:]", name.lower())[0]
+  known = sorted(set(tensorflow_datasets.list_builders(with_community_datasets=False)))
+  alike = [other for other in known if word in other][:5] or difflib.get_close_matches(word, known)
+  if alike:
+    return f"Did you mean {' or '.join(map(repr, alike))}?"
+  return f"TFDS has {len(known)}; tensorflow_datasets.list_builders() lists them."
 
 
 def _feature(dataset, field, wanted, candidates, allowed):
