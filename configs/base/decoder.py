@@ -53,7 +53,7 @@ def small() -> ml_collections.ConfigDict:
       ),
       data=dict(source="stdlib_text", tokenizer="bpe:1024", seq_len=128, validation=0.02),
       train=dict(
-        steps=400,
+        steps=300,
         batch_size=16,
         lr_peak=3e-3,
         schedule=dict(name="cosine", warmup_steps=20),

@@ -3,7 +3,7 @@
 Run:    python -m experiments.sweep --config=configs/sweeps/sparsity.py --workdir=runs/sparsity
 """
 
-from configs.base import decoder, merge
+from configs.base import decoder
 
 EXPERTS = (4, 8, 16, 32)
 WIDTHS = (64, 128)  # experts are as wide as the model, and the dense FFN twice that
@@ -27,5 +27,5 @@ GRID = {"product": [{"chain": [DENSE, SPARSE]}, SIZES]}
 
 
 def get_config():
-  """The small recipe, a little shorter."""
-  return merge(decoder.small(), train=dict(steps=300))
+  """The small recipe."""
+  return decoder.small()
