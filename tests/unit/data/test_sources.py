@@ -81,7 +81,7 @@ BAD = {
   "empty.txt": (b"", r"empty.txt holds no text \(1 files, 0 bytes\)"),
   "image.png": (b"\x89PNG\r\n", r"image.png \(6 bytes\) is not UTF-8 text; give a file of UTF-8"),
   "zero.bin": (b"ab\x00cd", r"zero.bin \(5 bytes\) is binary: byte 2 is zero"),
-  "cut.txt": ("caf\u00e9".encode()[:-1], r"cut.txt \(4 bytes\) ends in the middle of a character"),
+  "cut.txt": ("ab\u00e9".encode()[:-1], r"cut.txt \(3 bytes\) ends in the middle of a character"),
 }
 
 
