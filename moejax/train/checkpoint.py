@@ -1,8 +1,8 @@
 """Checkpoints: written in the background, whole or not at all, checked before they are believed.
 
-checkpoints/<step>/ holds the items params, opt_state, model_state, ema and meta. When a checkpoint
-is complete it is sealed with the sizes and sums of its files; one that does not match its seal is
-moved to damaged/ and the one before it is used.
+checkpoints/<step>/ holds the items params, opt_state, model_state, ema and meta, and a seal: the
+sizes and sums of their files, written before the folder gets its name. One that does not match its
+seal is moved to damaged/ and the one before it is used.
 """
 
 import json
@@ -42,6 +42,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=managers.AnyPreservationPolicy([newest, best]),
       cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_it),
     )
     return ocp.CheckpointManager(self.folder, options=options)
 
@@ -60,8 +61,8 @@ class Checkpoints:
     try:
       self.wait()
       args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
-      self.manager.save(step, args=args, metrics=metrics)
       self.unsealed = step
+      self.manager.save(step, args=args, metrics=metrics)
     except (OSError, ValueError, RuntimeError) as reason:
       raise self._unwritable(step, reason) from reason
 
@@ -69,11 +70,13 @@ class Checkpoints:
     """Until the one being written is complete and sealed."""
     try:
       self.manager.wait_until_finished()
-      if self.unsealed is not None:
-        _seal(self.folder / str(self.unsealed))
-        self.unsealed = None
     except (OSError, ValueError, RuntimeError) as reason:
       raise self._unwritable(self.unsealed, reason) from reason
+
+  def _seal_it(self) -> None:
+    """Called in the background when all is written, before the folder gets its final name."""
+    for folder in self.folder.glob(f"{self.unsealed}.*"):
+      _seal(folder)
 
   def meta(self, step: int) -> dict:
     """What was written beside the state."""
@@ -121,7 +124,8 @@ class Checkpoints:
 
 
 def _files(path):
-  return sorted(p for p in path.rglob("*") if p.is_file() and p.name != SEAL)
+  """The files of the items; those beside them are orbax's own and still change."""
+  return sorted(p for p in path.glob("*/**/*") if p.is_file())
 
 
 def _sum(path) -> list:
@@ -146,7 +150,7 @@ def _mismatch(path) -> str | None:
   try:
     sums = json.loads((path / SEAL).read_text())
   except FileNotFoundError:
-    return None  # complete, but the run was killed before the seal: reading it will tell
+    return f"{SEAL} is missing"
   except ValueError:
     return f"{SEAL} is not readable"
   for name, want in sums.items():
