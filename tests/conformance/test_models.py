@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +27,7 @@ SECTIONS = {  # the section `model` of a tiny one, layers apart
 @functools.cache
 def configs(name):
   """(config whose layers fold into one run, the same layers told apart so that none do)."""
-  assert name in SECTIONS, (
-    f"models/{name}: give it a tiny section in tests/conformance/test_models.py"
-  )
+  assert name in SECTIONS, f"tests/conformance/test_models.py has no tiny section for {name!r}"
   folded = [{"ffn": "moe"}] * DEPTH
   # each number of groups is the default, one per sequence, written or not
   apart = [{"ffn": "moe", **({"moe": {"groups": B}} if i % 2 else {})} for i in range(DEPTH)]
@@ -42,17 +41,13 @@ def model(cfg):
 
 
 def tokens():
-  return jax.random.randint(jax.random.key(0), (B, T), 0, VOCAB)
+  return jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (B, T)))
 
 
 @functools.cache
 def variables(name):
-  """Of the folded model; biases and gates away from their zeros, so that every path carries."""
-  found = jax.jit(model(configs(name)[0]).init)(jax.random.key(1), tokens())
-  leaves, shape = jax.tree.flatten(found["params"])
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  moved = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-  return {**found, "params": jax.tree.unflatten(shape, moved)}
+  """Of the folded model."""
+  return drawn.variables(model(configs(name)[0]), tokens())
 
 
 @functools.partial(jax.jit, static_argnums=0)
