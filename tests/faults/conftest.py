@@ -1,18 +1,16 @@
 """A run small enough to be killed many times, and processes that run it."""
 
 import json
-import os
-import pathlib
 import random
 import subprocess
 import sys
 
+import driver
 import jax
 import pytest
 
 from moejax.core import config
 
-DRIVER = pathlib.Path(__file__).with_name("driver.py")
 WORDS = "router expert token gate plan slot load drop".split()
 
 
@@ -48,11 +46,11 @@ def section(text, tmp_path_factory):
           "router": {"name": "sigmoid_topk", "k": 2},
           "balance": {"sign": {}},
         },
-        "layers": [{"ffn": "mlp"}, {"ffn": "moe"}],
+        "layers": [{"ffn": "moe"}],
       },
       "data": {"source": f"text:{text}", "tokenizer": "bytes", "seq_len": 32, "cache": cache},
       "train": {
-        "steps": 9, "batch_size": 4, "log_every": 1, "eval_every": 6, "eval_batches": 1,
+        "steps": 8, "batch_size": 4, "log_every": 1, "eval_every": 6, "eval_batches": 1,
         "checkpoint_every": 2, "sample_tokens": 0, "ema": 0.9,
       },
     }  # fmt: skip
@@ -61,17 +59,14 @@ def section(text, tmp_path_factory):
   return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def quick(compiled):
-  """Programs of this process come from, and go to, the same place; only for the length of a test."""
-  names = {
-    "jax_compilation_cache_dir": str(compiled),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
+  """Programs are compiled without effort, since they run for milliseconds, and kept."""
+  now = lambda name: (
+    getattr(jax.config, name) if hasattr(jax.config, name) else jax.config.read(name)
+  )
+  before = {name: now(name) for name in driver.QUICK}
+  driver.hurry(compiled)
   yield
   for name, value in before.items():
     jax.config.update(name, value)
@@ -84,10 +79,7 @@ def start(compiled, tmp_path_factory):
   def run(section, workdir, *options):
     file = tmp_path_factory.mktemp("config") / "config.json"
     file.write_text(json.dumps(section))
-    command = [sys.executable, str(DRIVER), str(file), str(workdir), str(compiled), *options]
-    # what is compiled here runs for milliseconds
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)
+    command = [sys.executable, driver.__file__, str(file), str(workdir), str(compiled), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
   return run

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 
 import pytest
@@ -18,7 +19,7 @@ STAGES = [
 @pytest.fixture(scope="session")
 def staged(section):
   """Dense, then four spawned experts, then one of them for each token."""
-  dense = {"layers": [{"ffn": "mlp"}, {"ffn": "mlp"}]}
+  dense = {"layers": [{"ffn": "mlp"}]}
   return section(model=dense, stages=STAGES, train={"checkpoint_every": 3, "ema": 0.9})
 
 
@@ -56,3 +57,13 @@ def test_killed_in_every_stage(start, staged, uninterrupted, tmp_path):
   assert state(tmp_path) == state(uninterrupted), f"killed at {steps}"
   assert history(tmp_path) == history(uninterrupted), f"killed at {steps}"
   assert any("resume" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, section, tmp_path):
+  process = start(section(), tmp_path, "before:6:FULL")
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 1 and "Traceback" not in err
+  assert re.search(r"error: .* could not .*intact. Free space", err)
+  end(start(section(), tmp_path))
+  log = (tmp_path / "log.txt").read_text()
+  assert "resumed at step 4" in log and "damaged" not in log
