@@ -1,8 +1,13 @@
-"""Variables of a model drawn in NumPy: compiling its init takes longer than most tests."""
+"""Numbers drawn in NumPy: to compile a draw, or a model's init, takes longer than most tests."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def normal(seed, *shape) -> jax.Array:
+  """Standard normal numbers of a shape."""
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def variables(model, *args, seed=0):

@@ -26,12 +26,13 @@ CASES = [(name, i) for name in LOSSES for i in range(len(oracle.load("balance", 
 
 def micro_batch(seed):
   """(logit_LNU, expert_LNK, valid_N): skewed, with padding and one sequence of nothing else."""
-  logit_key, id_key = jax.random.split(jax.random.key(seed))
-  logit_LNU = jax.random.normal(logit_key, (L, N, U)) + jnp.linspace(1, -1, U)[None, None]
-  noisy_LNU = logit_LNU + jax.random.normal(id_key, (L, N, U))
-  valid_N = (jnp.arange(N) >= SEQ_LEN) & (jnp.arange(N) % 7 > 0)
-  expert_LNK = jnp.where(valid_N[:, None], jax.lax.top_k(noisy_LNU, K)[1], -1)
-  return logit_LNU, expert_LNK.at[:, 6, 1].set(-1), valid_N
+  draw = np.random.default_rng(seed)
+  logit_LNU = draw.normal(size=(L, N, U)) + np.linspace(1, -1, U)
+  noisy_LNU = logit_LNU + draw.normal(size=(L, N, U))
+  valid_N = (np.arange(N) >= SEQ_LEN) & (np.arange(N) % 7 > 0)
+  expert_LNK = np.where(valid_N[:, None], np.argsort(-noisy_LNU)[..., :K], -1)
+  expert_LNK[:, 6, 1] = -1
+  return logit_LNU.astype(np.float32), expert_LNK.astype(np.int32), valid_N
 
 
 def as_loops(logit_LNU, expert_LNK, valid_N):
@@ -102,8 +103,8 @@ def test_the_gradient_flows_through_the_logits_of_real_tokens_alone(case):
 
 def alike(case, logit_NU, expert_NK):
   """The loss where both layers and micro-batches saw the same."""
-  both = lambda a: jnp.stack([a] * L)
-  now = (both(logit_NU), both(expert_NK), jnp.ones(len(logit_NU), bool))
+  both = lambda a, kind: np.stack([a] * L).astype(kind)
+  now = (both(logit_NU, np.float32), both(expert_NK, np.int32), np.ones(N, bool))
   return value_and_grads(config(case), now, now)[0]
 
 
@@ -113,7 +114,7 @@ def test_the_value_at_an_even_load_is_the_documented_one(case):
   n_N1 = np.arange(N)[:, None]
   logit_NU = (np.arange(U)[None] - n_N1) % U
   expert_NK = (np.arange(K)[None] - n_N1) % U
-  got = alike(case, jnp.array(logit_NU, jnp.float32), jnp.array(expert_NK))
+  got = alike(case, logit_NU, expert_NK)
   want = oracle.load("balance", case[0]).even(config(case), L, U, K)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   assert fields.need(plugin.load("balance", case[0]), "Value")
@@ -121,8 +122,8 @@ def test_the_value_at_an_even_load_is_the_documented_one(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_value_at_collapse_is_the_documented_one(case):
-  logit_NU = jnp.tile(jnp.where(jnp.arange(U)[None] < K, 30.0, -30.0), (N, 1))
-  got = alike(case, logit_NU, jnp.tile(jnp.arange(K)[None], (N, 1)))
+  logit_NU = np.tile(np.where(np.arange(U) < K, 30.0, -30.0), (N, 1))
+  got = alike(case, logit_NU, np.tile(np.arange(K), (N, 1)))
   want = oracle.load("balance", case[0]).collapsed(config(case), L, U, K)
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -131,7 +132,8 @@ def test_the_value_at_collapse_is_the_documented_one(case):
 def test_sums_of_micro_batches_add_up(case):
   """Two halves, cut where sequences and groups end, are the whole."""
   logit_LNU, expert_LNK, valid_N = micro_batch(0)
-  part = lambda at: observe(config(case), logit_LNU[0, at], expert_LNK[0, at], valid_N[at])
+  seen = jax.jit(functools.partial(observe, config(case)))
+  part = lambda at: seen(logit_LNU[0, at], expert_LNK[0, at], valid_N[at])
   halves = sums.add(part(slice(0, N // 2)), part(slice(N // 2, N)))
   assert_close(halves, part(slice(0, N)))
 

@@ -31,16 +31,12 @@ def config(case):
 @functools.cache
 def before():
   """Skewed choices of four, some unused, some virtual."""
-  key, other = jax.random.split(jax.random.key(0))
-  logit_NE = jax.random.normal(key, (N, plans.E)) + jnp.array([[3.0, 2.0, 0.0, 0.0]])
-  expert_NK = jax.lax.top_k(logit_NE, 3)[1]
-  unused_NK = jax.random.bernoulli(other, 0.2, expert_NK.shape)
-  expert_NK = jnp.where(unused_NK, -1, expert_NK).at[::4, 2].set(plans.E)
+  draw = np.random.default_rng(0)
+  logit_NE = draw.normal(size=(N, plans.E)) + [3.0, 2.0, 0.0, 0.0]
+  expert_NK = np.argsort(-logit_NE)[:, :3]
+  expert_NK[draw.uniform(size=expert_NK.shape) < 0.2] = -1
+  expert_NK[::4, 2] = plans.E
   return plans.token_plan(expert_NK, ("identity",))
-
-
-def weights(plan):
-  return plan.weights_NE()
 
 
 @functools.cache
