@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 
+from moejax.core.plugin import Failed
+
 OPTIONS = {
   "shapes": "A,B", "who": "moe,dense,hf", "rounds": 6, "steps": 4, "devices": 1,
   "precision": "float32", "profile": "",
@@ -69,6 +71,7 @@ class Worker:
   def __init__(self, who: str, shape: str, options: dict):
     command = [sys.executable, "-m", "experiments.benches.train_step", who, shape]
     command += [str(options[key]) for key in ("devices", "precision", "allocator", "profile")]
+    self.name = who
     self.process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -77,7 +80,7 @@ class Worker:
     """Its next line."""
     line = self.process.stdout.readline()
     if not line:
-      raise RuntimeError(f"bench train_step: {self.process.args[3:5]} ended; see its error above.")
+      raise Failed(f"bench train_step: the worker {self.name!r} ended; its error is above.")
     return json.loads(line)
 
   def ask(self, steps: int) -> list[float]:
@@ -95,9 +98,8 @@ class Worker:
 def work(who, shape, devices, precision, allocator, profile):
   """A worker: builds, warms up, says so, then runs as many steps as each line of input asks for."""
   try:
-    step = (
-      hf(SHAPES[shape]) if who == "hf" else ours(who, SHAPES[shape], devices, precision, allocator)
-    )
+    how = (int(devices), precision, allocator)
+    step = hf(SHAPES[shape]) if who == "hf" else ours(who, SHAPES[shape], *how)
   except ImportError as reason:
     print(json.dumps({"missing": f"{reason}; pip install 'moejax[hf]'"}), flush=True)
     return
