@@ -42,8 +42,7 @@ class Experts(typing.NamedTuple):
     return rows.combine(self.fn(self.params, rows, size_E))
 
 
-@flax.struct.dataclass
-class RouterInputs:
+class RouterInputs(flax.struct.PyTreeNode):
   """All that a router, an edit or a balance rule may look at; None where the model has none.
 
   It travels through blocks as `ctx`, without x_ND; the MoE layer fills x_ND and the static sizes,
@@ -72,8 +71,7 @@ class RouterInputs:
   virtual: tuple = static(default=())
 
 
-@flax.struct.dataclass
-class TokenPlan:
+class TokenPlan(flax.struct.PyTreeNode):
   """Each token names K experts; with slots, also the place it has in each expert's buffer.
 
   An edit that takes a choice away writes -1 over its id and leaves its gate where it was, so that a
@@ -143,11 +141,11 @@ class TokenPlan:
   def local(self, shard: jax.Array, shards: int) -> "TokenPlan":
     """Of a plan whose arrays are already cut along N: slots counted inside this shard."""
     c = self.capacity // shards
-    return self.replace(slot_NK=self.slot_NK - shard * c, capacity=c)
+    slot_NK = None if self.slot_NK is None else self.slot_NK - shard * c
+    return self.replace(slot_NK=slot_NK, capacity=c)
 
 
-@flax.struct.dataclass
-class ExpertPlan:
+class ExpertPlan(flax.struct.PyTreeNode):
   """Each expert names C tokens, -1 for an empty slot; C is cut by groups in the order of N."""
 
   token_EC: jax.Array
@@ -207,8 +205,7 @@ class ExpertPlan:
     return self.replace(token_EC=token_EC, num_tokens=n)
 
 
-@flax.struct.dataclass
-class SoftPlan:
+class SoftPlan(flax.struct.PyTreeNode):
   """Each slot is a mixture of the tokens of its group, each token a mixture of its group's slots.
 
   C counts the slots of an expert in ONE group here; the group of a row is that of its token:
