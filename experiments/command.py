@@ -1,9 +1,12 @@
 """What the commands of this folder share: options, exit codes, and progress over many jobs."""
 
+import logging
+import os
 import signal
 import sys
 import time
 
+import absl.logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -36,6 +39,9 @@ def split(argv: list[str], **defaults) -> tuple[dict, list[str]]:
 def guard(main, argv: list[str]) -> int:
   """main(argv) as an exit code; a mistake or a failure is one sentence, --debug shows where."""
   signal.signal(signal.SIGTERM, signal.default_int_handler)
+  if "--debug" not in argv:  # libraries report a full disk with a traceback from every thread
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   try:
     return main([word for word in argv if word != "--debug"])
   except (Wrong, Failed) as problem:
@@ -46,6 +52,15 @@ def guard(main, argv: list[str]) -> int:
   except KeyboardInterrupt:
     print("stopped: what runs was saved; the same command goes on from here.", file=sys.stderr)
     return 1
+
+
+def leave(code: int) -> None:
+  """Ends the process; after a failure without the exit handlers, which would try to write again."""
+  if code == 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def follow(events, jobs):

@@ -47,4 +47,4 @@ def default_workdir(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(command.guard(main, sys.argv[1:]))
+  command.leave(command.guard(main, sys.argv[1:]))

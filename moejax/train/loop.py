@@ -58,6 +58,8 @@ def fit(cfg: Config, workdir, terminal: bool | None = None) -> Result:
   cfg = dataclasses.replace(cfg, model=sized(cfg.model, corpus.tokenizer))
   mesh = meshes.make(cfg.mesh)
   meshes.check(cfg, mesh)
+  for split in ("train", "validation"):  # too little text is told before anything is compiled
+    corpus.batches(split, cfg.train.batch_size).close()
   folder = rundir.RunDir(workdir, config.dump(cfg))
   try:
     with jax.set_mesh(mesh), contextlib.closing(folder), signals.Stop() as stop:

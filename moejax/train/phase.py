@@ -28,7 +28,9 @@ def schedule(section, steps: int):
   """step -> value, of a number, one number per layer, or a schedule's Config."""
   if not dataclasses.is_dataclass(section):
     return lambda step: jnp.asarray(section, jnp.float32)
-  return lambda step: plugin.module(section).value(step, steps, section)
+  at = lambda step: plugin.module(section).value(step, steps, section)
+  jax.eval_shape(at, 0)  # a schedule that does not fit the run is refused here
+  return at
 
 
 def make(index: int, cfg, trainable, corpus, mesh, total: int) -> Phase:

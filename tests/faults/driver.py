@@ -17,8 +17,8 @@ import sys
 import jax
 import numpy as np
 
+from experiments import command
 from moejax.core import config
-from moejax.core.plugin import Failed
 from moejax.data import text
 from moejax.train import checkpoint, loop, rundir
 
@@ -37,17 +37,14 @@ def hurry(cache):
     jax.config.update(name, value)
 
 
-def main(file, workdir, cache, when=""):
+def main(argv):
   """Runs, and says how it ended."""
+  file, workdir, cache, when = [*argv, ""][:4]
   hurry(cache)
   cfg = config.resolve(json.loads(pathlib.Path(file).read_text()))
   if when:
     arm(*when.split(":"))
-  try:
-    result = loop.fit(cfg, workdir, terminal=False)
-  except Failed as problem:
-    sys.stderr.write(f"error: {problem}\n")
-    return 1
+  result = loop.fit(cfg, workdir, terminal=False)
   pathlib.Path(workdir, "state.json").write_text(json.dumps(sums(cfg, result), indent=1))
   return 0 if result.finished else 3
 
@@ -98,4 +95,4 @@ def sums(cfg, result) -> dict:
 
 
 if __name__ == "__main__":
-  sys.exit(main(*sys.argv[1:]))
+  command.leave(command.guard(main, sys.argv[1:]))
