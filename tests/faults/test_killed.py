@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, section
 
 @pytest.mark.slow
 def test_killed_at_any_moment(start, section, tmp_path):
-  """Six times, after a random time, wherever the run then is: in a step, in a checkpoint, between."""
+  """Six times, wherever the run then is: in a step, in a checkpoint, between."""
   long, draw = (
     section(train={"steps": 60, "checkpoint_every": 3, "eval_every": 20}),
     random.Random(),
