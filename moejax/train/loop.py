@@ -8,24 +8,11 @@ import typing
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moejax.core import config, dtypes
 from moejax.core.plugin import Failed, Wrong
 from moejax.data import text
-from moejax.perf import flops as counts
-from moejax.perf import hardware
-from moejax.train import (
-  checkpoint,
-  display,
-  evaluate,
-  metrics,
-  phase,
-  rundir,
-  sample,
-  signals,
-  stages,
-)
+from moejax.train import checkpoint, evaluate, phase, record, rundir, sample, signals, stages
 from moejax.train import mesh as meshes
 
 
@@ -94,17 +81,14 @@ class Run:
   def __init__(self, cfg, folder, corpus, mesh, stop, terminal):
     self.cfg, self.folder, self.corpus, self.mesh, self.stop = cfg, folder, corpus, mesh, stop
     self.stages, self.ends = stages.listed(cfg), stages.ends(cfg)
-    self.display = display.make(self.ends[-1], terminal)
+    self.record = record.Record(folder, self.ends[-1], terminal)
     self.checkpoints = checkpoint.Checkpoints(folder.path / "checkpoints", cfg.train.keep)
-    self.tokens, self.flops, self.before = 0, 0.0, 0.0  # of the whole run, also before a resume
-    self.start, self.paused, self.last = time.perf_counter(), 0.0, {}
-    self.lap = (self.start, 0, 0)
 
   def train(self) -> Result:
     """All stages that are left, then the end."""
-    with contextlib.closing(self.checkpoints), self.display:
+    with contextlib.closing(self.checkpoints), self.record.display:
       at, state = self._resume() or self._begin()
-      self._describe(at, state)
+      self.record.describe(at, self.corpus, self.mesh, state.params)
       finished = True
       for index in range(at.index, len(self.stages)):
         if index > at.index:
@@ -114,13 +98,13 @@ class Run:
           break
       step = int(state.step)
       if finished:
-        self._finish(at, state)
+        self._finish(at, state, step)
       else:
-        line = f"stopped by {self.stop.name} at step {step}; the same command goes on from there."
-        self.folder.say(line, self.display.line)
-    return Result(str(self.folder.path), step, finished, self.last, state, at.model)
+        who = self.stop.name
+        self.record.say(f"stopped by {who} at step {step}; the same command goes on from there.")
+    return Result(str(self.folder.path), step, finished, self.record.evaluation, state, at.model)
 
-  # -- how a run starts ------------------------------------------------------------------------
+  # -- how a run, or a stage of it, starts -------------------------------------------------------
 
   def _phase(self, index, cfg) -> phase.Phase:
     trainable = self.stages[index].trainable
@@ -161,16 +145,14 @@ class Run:
           f"the text of this run has changed (fingerprint {meta['data']}, now"
           f" {self.corpus.fingerprint}); resume it with the same files, or use another --workdir."
         )
-      scalar = lambda name, meta=meta: jnp.int32(meta[name])
-      counts = {name: scalar(name) for name in ("step", "bad", "skipped")}
+      counts = {name: jnp.int32(meta[name]) for name in ("step", "bad", "skipped")}
       counts = jax.device_put(counts, {k: getattr(at.template, k).sharding for k in counts})
-      state = dataclasses.replace(at.template, **found, **counts)
-      self.tokens, self.flops, self.before = meta["tokens"], meta["flops"], meta["time"]
-      self.last = meta["evaluation"]
+      self.record.go_on(meta)
       self.folder.forget_after(step, meta["stage"])
-      self.folder.log("resume", step=step)
-      self.folder.say(f"resumed at step {step}", self.display.line)
-      return at, state
+      if not self.folder.done():
+        self.folder.log("resume", step=step)
+        self.record.say(f"resumed at step {step}")
+      return at, dataclasses.replace(at.template, **found, **counts)
     return None
 
   def _config_of(self, meta) -> Config:
@@ -186,10 +168,9 @@ class Run:
     self._say_damaged(*self.checkpoints.damaged[-1])
 
   def _say_damaged(self, step, reason):
-    line = (
+    self.record.say(
       f"checkpoint {step} is damaged ({reason}); it was moved to damaged/{step} and is not used."
     )
-    self.folder.say(line, self.display.line)
 
   def _enter(self, index, at: phase.Phase, state):
     """The state and the functions at the start of a later stage."""
@@ -201,7 +182,7 @@ class Run:
     how = {"old_cfg": at.cfg.model, "new_cfg": model_cfg, "follow": follow}
     state = stages.moved(state, variables, new.template, **how)
     self.folder.log("stage", stage=index, step=int(state.step), name=stages.title(stage))
-    self.folder.say(f"stage {index}: {stages.title(stage)}", self.display.line)
+    self.record.say(f"stage {index}: {stages.title(stage)}")
     return new, state
 
   # -- the steps -------------------------------------------------------------------------------
@@ -209,165 +190,83 @@ class Run:
   def _stage(self, at: phase.Phase, state):
     """(state, whether it ran to its end): the steps of one stage."""
     train, begin, end = at.cfg.train, int(state.step), self.ends[at.index]
-    where = {"process": jax.process_index(), "processes": jax.process_count()}
-    batches = self.corpus.batches("train", train.batch_size, first_step=begin, **where)
-    self.flops_per_token = counts.train(at.cfg.model, at.cfg.data.seq_len)
-    before = None
-    for step in range(begin + 1, end + 1):
-      batch = self._put(next(batches))
-      if before is None:
-        advance = self._compiled(at, state, batch)
-        self._lap(step - 1)
-      state, seen = advance(state, batch)
-      if (
-        before is not None and int(before["bad"]) >= train.bad_steps - 1
-      ):  # waits for the step before
-        self._check_finite(at, state, train)
-      before = seen
-      self.tokens += train.batch_size * at.cfg.data.seq_len
-      self.flops += self.flops_per_token * train.batch_size * at.cfg.data.seq_len
-      self.display.step(step)
-      last = step == end
-      if step % train.log_every == 0 or last or step == 1:
-        self._log(at, state, seen, step)
-      with self._pause():
-        scores = None
-        if step % train.eval_every == 0 or last:
-          whole = step == self.ends[-1]
-          scores = self._evaluate(at, state, step, None if whole else train.eval_batches)
-        if step % train.checkpoint_every == 0 or last or self.stop.wanted:
-          self._save(at, state, step, scores)
-      if self.stop.wanted and step < self.ends[-1]:
-        return state, False
+    with contextlib.closing(self._batches("train", train.batch_size, begin)) as batches:
+      before = None  # what the step before returned: only that one is waited for
+      for step in range(begin + 1, end + 1):
+        batch = self._put(next(batches))
+        if before is None:
+          advance = self._compiled(at, state, batch)
+          self.record.stage(at, begin)
+        state, seen = advance(state, batch)
+        if before is not None and int(before["bad"]) >= train.bad_steps - 1:
+          self._check_finite(at, state)
+        before, last = seen, step == end
+        self.record.step(at, step)
+        if step % train.log_every == 0 or last or step == 1:
+          self.record.train(at, state, seen, step)
+        with self.record.pause():
+          due = step % train.eval_every == 0 or last
+          scores = self._evaluate(at, state, step) if due else {}
+          if step % train.checkpoint_every == 0 or last or self.stop.wanted:
+            self._save(at, state, step, scores)
+        if self.stop.wanted and step < self.ends[-1]:
+          return state, False
     return state, True
 
   def _compiled(self, at, state, batch):
     """The step, compiled before the clock runs."""
     start = time.perf_counter()
     advance = at.step.lower(state, batch).compile()
-    line = f"compiled the step in {time.perf_counter() - start:.1f} s"
-    self.folder.say(line, self.display.line)
+    self.record.say(f"compiled the step in {time.perf_counter() - start:.1f} s")
     return advance
+
+  def _batches(self, split, batch_size, first_step=0):
+    """The rows of this process."""
+    where = {"process": jax.process_index(), "processes": jax.process_count()}
+    return self.corpus.batches(split, batch_size, first_step, **where)
 
   def _put(self, batch):
     """A batch on the devices, cut over the axes of tokens."""
     return {name: meshes.batch(rows, self.mesh) for name, rows in batch.items()}
 
-  def _check_finite(self, at, state, train):
+  def _check_finite(self, at, state):
     """Stops after too many bad steps in a row; the state is still that of the last good one."""
-    bad = int(state.bad)
-    if bad >= train.bad_steps:
-      step = int(state.step)
-      good = {"bad": jnp.int32(0), "skipped": state.skipped - bad}  # as it was before them
-      self._save(at, dataclasses.replace(state, **good), step - bad, None)
-      raise Failed(
-        f"the loss or its gradients were not finite in {bad} steps in a row ({step - bad + 1} to"
-        f" {step}); the last good state, of step {step - bad}, is kept. Raise train.bad_steps to go"
-        " on from there, or lower train.lr_peak or optim.clip_norm with another --workdir."
-      )
+    bad, step = int(state.bad), int(state.step)
+    if bad < at.cfg.train.bad_steps:
+      return
+    good = {"bad": jnp.int32(0), "skipped": state.skipped - bad}  # as it was before them
+    self._save(at, dataclasses.replace(state, **good), step - bad, {})
+    raise Failed(
+      f"the loss or its gradients were not finite in {bad} steps in a row ({step - bad + 1} to"
+      f" {step}); the last good state, of step {step - bad}, is kept. Raise train.bad_steps to go"
+      " on from there, or lower train.lr_peak or optim.clip_norm with another --workdir."
+    )
 
-  def _log(self, at, state, seen, step):
-    """One line of metrics."""
-    seen = jax.device_get(seen)
-    seconds, steps_, tokens = self._lap(step)
-    rate = tokens / seconds
-    fields = {name: float(seen[name]) for name in ("loss", "balance", "lr", "grad_norm")}
-    fields |= {"skipped": int(seen["skipped"]), "tokens": self.tokens, "flops": self.flops}
-    fields |= {"tokens_per_s": round(rate, 1), "step_ms": round(1e3 * seconds / steps_, 2)}
-    fields |= {"mfu": round(rate * self.flops_per_token / self.peak[1], 4), "time": self._time()}
-    fields |= {"knobs": {k: np.asarray(v).tolist() for k, v in seen["knobs"].items()}}
-    fields["layers"] = metrics.of_layers(seen["sums"], state.model_state, at.cfg.model)
-    self.folder.log("train", stage=at.index, step=step, **fields)
-    line = display.summary(step, self.ends[-1], fields)
-    self.folder.say(line, self.display.summary)
-
-  def _evaluate(self, at, state, step, batches: int | None) -> dict:
-    """One evaluation on held-out documents, logged."""
-    put = map(self._put, self._validation(at.cfg.train.batch_size, batches))
-    found = evaluate.total(at.evaluate, averaged(state), put)
+  def _evaluate(self, at, state, step) -> dict:
+    """The scores on the first held-out batches, always the same; at the end, on all of them."""
+    train, whole = at.cfg.train, step == self.ends[-1]
+    with contextlib.closing(self._batches("validation", train.batch_size)) as batches:
+      some = batches if whole else itertools.islice(batches, train.eval_batches)
+      found = evaluate.total(at.evaluate, averaged(state), map(self._put, some))
     if found is None:
       return {}
-    self.last = evaluate.numbers(found)
-    self.folder.log("eval", stage=at.index, step=step, **self.last)
-    labels = self.corpus.labels
-    if batches is None and len(labels) > 1 and metrics.moe_layers(at.cfg.model):
-      self.folder.log("domains", step=step, **evaluate.domains(found, labels, at.cfg.model))
-    self.folder.say(
-      f"step {step}: held-out loss {self.last['loss']:.4f}, perplexity"
-      f" {self.last['perplexity']:.2f}, {self.last['bits_per_byte']:.4f} bits per byte",
-      self.display.line,
-    )
-    return self.last
-
-  def _validation(self, batch_size, batches: int | None):
-    """The first held-out batches, always the same; None = all."""
-    where = {"process": jax.process_index(), "processes": jax.process_count()}
-    return itertools.islice(self.corpus.batches("validation", batch_size, **where), batches)
+    self.record.evaluated(at, found, step, self.corpus.labels if whole else ())
+    return self.record.evaluation
 
   def _save(self, at, state, step, scores):
-    meta = {
-      "stage": at.index,
-      "step": step,
-      "bad": int(state.bad),
-      "skipped": int(state.skipped),
-      "tokens": self.tokens,
-      "flops": self.flops,
-      "time": self._time(),
-      "data": self.corpus.fingerprint,
-      "config": config.dump(at.cfg),
-      "evaluation": self.last,
-    }
-    self.checkpoints.save(step, state, meta, scores["loss"] if scores else None)
+    where = {"stage": at.index, "step": step, "data": self.corpus.fingerprint}
+    counts = {"bad": int(state.bad), "skipped": int(state.skipped), **self.record.counts()}
+    meta = {**where, **counts, "config": config.dump(at.cfg)}
+    self.checkpoints.save(step, state, meta, scores.get("loss"))
 
-  # -- the end ---------------------------------------------------------------------------------
-
-  def _finish(self, at, state):
+  def _finish(self, at, state, step):
     """A sample, and the last line."""
-    step = int(state.step)
     if self.folder.done():
-      self.folder.say(f"this run is done: {step} steps in {self.folder.path}", self.display.line)
+      self.record.say(f"this run is done: {step} steps in {self.folder.path}")
       return
     if at.cfg.train.sample_tokens:
-      variables = averaged(state)
-      what = (at.model, dtypes.filled(at.cfg.precision), variables, self.corpus.tokenizer)
+      what = (at.model, dtypes.filled(at.cfg.precision), averaged(state), self.corpus.tokenizer)
       written = sample.write(*what, "import ", at.cfg.train.sample_tokens, at.cfg.data.seq_len)
       self.folder.write_text("sample.txt", written)
-      self.folder.say(f"a sample:\n{written}", self.display.line)
-    self.folder.log("done", step=step, time=self._time())
-
-  # -- bookkeeping -----------------------------------------------------------------------------
-
-  def _describe(self, at, state):
-    """environment.json, and a first line."""
-    self.flops_per_token = counts.train(at.cfg.model, at.cfg.data.seq_len)
-    self.peak = hardware.peak(dtypes.filled(at.cfg.precision).compute)
-    sizes = counts.params(at.cfg.model)
-    about = rundir.environment()
-    about |= {"peak": {"name": self.peak[0], "flops": self.peak[1]}, "parameters": sizes}
-    about |= {"flops_per_token": self.flops_per_token, "data": self.corpus.describe()}
-    about |= {"mesh": dict(self.mesh.shape)}
-    self.folder.write_json("environment.json", about)
-    for line in meshes.uncut(state.params, self.mesh):
-      self.folder.say(line, self.display.line)
-    self.folder.say(
-      f"{sizes['total']:,} parameters, {sizes['active']:,} active for a token;"
-      f" {self.flops_per_token / 1e6:.2f} MFLOP per token; peak {self.peak[0]}",
-      self.display.line,
-    )
-
-  def _time(self) -> float:
-    """Seconds since the start of the run, those before a resume included."""
-    return round(self.before + time.perf_counter() - self.start, 3)
-
-  @contextlib.contextmanager
-  def _pause(self):
-    """What happens inside does not count as time of steps."""
-    start = time.perf_counter()
-    yield
-    self.paused += time.perf_counter() - start
-
-  def _lap(self, step: int):
-    """(seconds, steps, tokens) since the last call."""
-    now = (time.perf_counter() - self.paused, step, self.tokens)
-    before, self.lap = self.lap, now
-    return tuple(b - a for a, b in zip(before, now, strict=True))
+      self.record.say(f"a sample:\n{written}")
+    self.folder.log("done", step=step, time=self.record.time())

@@ -43,7 +43,8 @@ def of_layer(sums: dict, state: dict | None = None) -> dict:
     "load_entropy": float(entropy),
     "max_vio": float(load_U.max() * len(load_U) - 1),
     "dead": int(np.sum(count_U == 0)),
-    "drop_fraction": float(sums.get("capacity/dropped", 0)) / max(float(count_U.sum()), 1),
+    "drop_fraction": float(sums.get("capacity/dropped", 0))
+    / max(float(sums.get("capacity/choices", 0)), 1),
     "margin": float(sums["margin"]) / tokens,
     "logit_norm": float(sums["logit_norm"]) / tokens,
     "load": [round(float(share), 6) for share in load_U],
