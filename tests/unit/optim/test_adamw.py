@@ -77,6 +77,18 @@ def test_rules_by_letter_and_by_path_the_first_that_matches():
   assert found["embed"]["table_VD"].weight_decay == 0.0
 
 
+def test_decay_spares_what_sets_a_size():
+  spared = ("embed/table_VD", "norm/scale_D", "attention/bq_HA", "attention/scale_q_HA", "bias_E")
+  decays = ("head/table_VD", "attention/wq_DHA", "ffn/router/gate_DE", "ffn/wo_EFD")
+  for name in spared + decays:
+    *where, leaf = name.split("/")
+    tree = {leaf: jnp.zeros((2,) * len(leaf.rpartition("_")[2]))}
+    for key in reversed(where):
+      tree = {key: tree}
+    (found,) = jax.tree.leaves(groups.settings(tree, (), 0.1))
+    assert found.weight_decay == (0.1 if name in decays else 0.0), name
+
+
 def test_a_rule_reaches_one_layer_of_a_stacked_leaf():
   rules = (groups.Config("layer_004", lr=0.0),)
   tx = adamw.make(adamw.Config(rules=rules, clip_norm=None), LR, make_params())
@@ -107,8 +119,10 @@ def test_frozen_layers_of_a_leaf_take_no_part_in_the_clipping():
   part = adamw.make(
     adamw.Config(clip_norm=0.1), LR, make_params(), trainable="layer_003/ffn/wo_EFD"
   )
-  _, state = train(part, steps=1)
+  got, state = train(part, steps=1)
   (mu,) = jax.tree.leaves(state.mu)
+  now, start = (tree["layers_002_005"]["1"]["ffn"]["wo_EFD"] for tree in (got, make_params()))
+  assert (now[1] == start[1]).all() and (now[0] != start[0]).all()
   assert not mu[1].any()
   np.testing.assert_allclose(optax.tree.norm(state.mu), 0.1 * 0.1, rtol=1e-5)  # (1 - b1) * clip
 
