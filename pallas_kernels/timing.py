@@ -6,7 +6,7 @@ import time
 import jax
 
 
-def in_turns(programs: dict, rounds: int = 9, patience: float = 2.0) -> dict[str, float]:
+def in_turns(programs: dict, rounds: int = 9, patience: float = 2.0) -> dict:
   """name -> median milliseconds of `programs`: name -> function without arguments, warmed up here.
 
   A program that needs more than `patience` seconds is run once.

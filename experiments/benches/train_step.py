@@ -15,13 +15,16 @@ turns, a few steps each, of which the first is not counted.
 --profile=     write a trace of the last turn of `moe` to this folder
 """
 
+import importlib
 import json
 import statistics
 import subprocess
 import sys
 import time
+import typing
 
-from moejax.core.plugin import Failed
+from moejax.core import plugin
+from moejax.core.plugin import Failed, Wrong
 
 OPTIONS = {
   "shapes": "A,B", "who": "moe,dense,hf", "rounds": 6, "steps": 4, "devices": 1,
@@ -38,6 +41,10 @@ B, T, D, LAYERS, VOCAB, HEADS, KV_HEADS, HEAD_WIDTH = 8, 256, 256, 4, 4096, 8, 4
 
 def run(options: dict):
   """One row per shape."""
+  for given, known, kind in (("shapes", SHAPES, "shape "), ("who", ("moe", "dense", "hf"), "")):
+    for word in options[given].split(","):
+      if word not in known:
+        raise Wrong(f"bench train_step: no {kind}{word!r}. {plugin.hint(word, known)}")
   for shape in options["shapes"].split(","):
     yield measure(shape, options)
 
@@ -78,20 +85,21 @@ class Worker:
 
   def answer(self):
     """Its next line."""
-    line = self.process.stdout.readline()
+    line = typing.cast(typing.IO, self.process.stdout).readline()
     if not line:
       raise Failed(f"bench train_step: the worker {self.name!r} ended; its error is above.")
     return json.loads(line)
 
   def ask(self, steps: int) -> list[float]:
     """Milliseconds of so many steps."""
-    self.process.stdin.write(f"{steps}\n")
-    self.process.stdin.flush()
+    pipe = typing.cast(typing.IO, self.process.stdin)
+    pipe.write(f"{steps}\n")
+    pipe.flush()
     return self.answer()
 
   def close(self):
-    """Closing its input ends it."""
-    self.process.stdin.close()
+    """The end of its input ends it."""
+    typing.cast(typing.IO, self.process.stdin).close()
     self.process.wait()
 
 
@@ -179,8 +187,7 @@ def section(who, shape, precision) -> dict:
 
 def hf(shape):
   """One step of transformers, as it comes."""
-  import torch  # noqa: PLC0415
-  import transformers  # noqa: PLC0415
+  torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
 
   torch.manual_seed(0)
   model = transformers.Qwen3MoeForCausalLM(
