@@ -93,6 +93,31 @@ def key(content) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def names(grid: list[dict]) -> list[str]:
+  """What points are called: their label, and as few settings as tell those of one label apart.
+
+  >>> names([{"label": "MoE", "a.x": 1, "b": 2}, {"label": "MoE", "a.x": 3, "b": 4}, {"a.x": 1}])
+  ['MoE, x=1', 'MoE, x=3', 'x=1']
+  """
+  return [", ".join([*_label(point), *_told_apart(point, grid)]) for point in grid]
+
+
+def _label(point):
+  return [point[LABEL]] if LABEL in point else []
+
+
+def _told_apart(point, grid):
+  """The settings of a point that its namesakes do not share; its first one if it has no label."""
+  others = [other for other in grid if _label(other) == _label(point)]
+  words, seen = [], 1
+  for path in point:
+    distinct = len({key([other.get(p) for p in (*words, path)]) for other in others})
+    if path != LABEL and distinct > seen:
+      words, seen = [*words, path], distinct
+  words = words or [path for path in point if path != LABEL and not _label(point)][:1]
+  return [f"{path.rpartition('.')[2]}={point[path]}" for path in words]
+
+
 def _points(grid):
   if not isinstance(grid, dict) or not grid:
     raise Wrong(f"grid: {grid!r} is no grid; write a dict of paths and lists, or of {WORDS}.")

@@ -35,11 +35,13 @@ class Job:
 
   def finished(self) -> bool:
     """Whether the run in the workdir came to its end."""
-    return bool(self._run() and self._run().kind("done"))
+    run = self._run()
+    return run is not None and bool(run.kind("done"))
 
   def steps_done(self) -> int:
     """The newest logged step, 0 before the first."""
-    return min(self._run().last_step, self.steps) if self._run() else 0
+    run = self._run()
+    return 0 if run is None else min(run.last_step, self.steps)
 
   def _run(self):
     return read.read(self.workdir) if (self.workdir / "metrics.jsonl").is_file() else None

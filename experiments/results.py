@@ -6,15 +6,17 @@ import pathlib
 import textwrap
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
 from moejax.report import html, read, style
 
-NUMBERS = {  # column -> how it is printed
-  "loss": "{:.4f}", "perplexity": "{:.2f}", "bits_per_byte": "{:.4f}", "flops": "{:.3g}",
-  "flops_per_token": "{:.3g}", "tokens": "{:,.0f}", "parameters": "{:,.0f}", "active": "{:,.0f}",
-  "tokens_per_s": "{:,.0f}", "seconds": "{:,.0f}",
+NUMBERS = {  # column -> how it is written
+  "loss": "{:.4f}".format, "perplexity": "{:.2f}".format, "bits_per_byte": "{:.4f}".format,
+  "flops": style.short, "flops_per_token": style.short, "tokens": style.short,
+  "parameters": style.short, "active": style.short, "tokens_per_s": "{:,.0f}".format,
+  "seconds": "{:,.0f}".format,
 }  # fmt: skip
 
 
@@ -42,13 +44,16 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def curve(run: read.Run) -> list[list[float]]:
-  """[training FLOPs, held-out loss] of every evaluation."""
+  """[training FLOPs, held-out loss] of the evaluations on the way, all on the same tokens.
+
+  The last evaluation of a run is on all held-out text; it is no point of this curve.
+  """
   step, flops = run.series("flops")
-  at, loss = run.series("loss", "eval")
-  if not len(step):
+  same = [row for row in run.evals if row.get("tokens") == run.evals[0].get("tokens")]
+  if not len(step) or not same:
     return []
-  spent = np.interp(at, np.r_[0, step], np.r_[0, flops])
-  return [[float(x), float(y)] for x, y in zip(spent, loss, strict=True) if x > 0]
+  spent = np.interp([row["step"] for row in same], np.r_[0, step], np.r_[0, flops])
+  return [[float(x), row["loss"]] for x, row in zip(spent, same, strict=True)]
 
 
 def table(rows: list[dict], columns=("loss", "bits_per_byte", "flops", "active", "seconds")) -> str:
@@ -59,10 +64,10 @@ def table(rows: list[dict], columns=("loss", "bits_per_byte", "flops", "active",
     out.add_column(key, justify="left" if key in ("name", "arm", "status") else "right")
   for row in rows:
     out.add_row(*(str(row[key]) for key in first), *(_text(key, row.get(key)) for key in columns))
-  console = Console(file=io.StringIO(), width=160)
-  console.print(out)
+  text = io.StringIO()
+  Console(file=text, width=160).print(out)
   failed = [f"{row['name']}: {row['error']}" for row in rows if row.get("error")]
-  return "\n".join([console.file.getvalue().rstrip(), *failed])
+  return "\n".join([text.getvalue().rstrip(), *failed])
 
 
 def csv(rows: list[dict]) -> str:
@@ -77,60 +82,73 @@ def csv(rows: list[dict]) -> str:
   return out.getvalue()
 
 
-def compute_plot(rows: list[dict], title: str):
+def compute_plot(rows: list[dict], width: float):
   """Held-out loss against training compute: a line through the ends of each series' runs."""
-  fig, ax = style.axes(title, width=6.4, height=4.0, right=1.4, bottom=0.5, left=0.6)
+  title = "Held-out loss against training compute"
+  fig, ax = style.axes(title, width, 4.2, right=1.3, bottom=0.45)
   ax.set_xscale("log")
-  rows = [row for row in rows if row.get("curve")]
+  ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: style.short(x)))
+  ax.xaxis.set_minor_locator(NullLocator())
+  rows = [row for row in rows if "loss" in row and "flops" in row]
   ends = []
   for i, name in enumerate(dict.fromkeys(row["series"] for row in rows)):
     colour = style.CYCLE[i % len(style.CYCLE)]
-    mine = [np.array(row["curve"]) for row in rows if row["series"] == name]
-    for path in mine:
-      ax.plot(*path.T, color=colour, alpha=0.25, linewidth=1)
-    last = np.array(sorted(path[-1].tolist() for path in mine))
+    mine = [row for row in rows if row["series"] == name]
+    for row in mine:
+      if row["curve"]:
+        ax.plot(*np.array(row["curve"]).T, color=colour, alpha=0.25, linewidth=1)
+    last = np.array(sorted((row["flops"], row["loss"]) for row in mine))
     ax.plot(*last.T, color=colour, marker="o", markersize=5)
     ends.append((last[-1, 1], name, colour))
-  if ends:
-    worst = max(row["curve"][-1][1] for row in rows)
-    best = min(row["curve"][-1][1] for row in rows)
-    room = max(worst - best, 0.02)
-    ax.set_ylim(best - 0.15 * room, worst + room)  # the starts of the curves are cut off
-  style.end_labels(ax, ends)
-  ax.set_ylabel("held-out loss, nats per token")
-  style.xlabel(ax, "training compute, FLOPs")
+  _frame(ax, [row["loss"] for row in rows], ends, above=1.0)
   return fig
 
 
 def study_plot(rows: list[dict], runs: dict, claim: str, verdict: str):
-  """Held-out loss over training compute, a thin line per seed and a thick one for their mean."""
-  fig, ax = style.axes(textwrap.fill(claim, 84), width=6.4, height=4.2, right=1.3, top=0.95,
-                       bottom=0.85, left=0.6)  # fmt: skip
-  ends = []
+  """Held-out loss over training compute: thin lines for seeds, dots for their ends."""
+  fig, ax = style.axes(textwrap.fill(claim, 68), width=6.4, height=4.2, right=1.25, top=0.75,
+                       bottom=0.8)  # fmt: skip
+  ends, losses = [], []
   for i, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
-    colour = style.CYCLE[i % len(style.CYCLE)]
-    curves = [np.array(curve(run)) for (of, _), run in runs.items() if of == arm]
-    for path in curves:
-      ax.plot(*path.T, color=colour, alpha=0.3, linewidth=0.8)
-    mean = np.mean([path for path in curves if path.shape == curves[0].shape], axis=0)
-    ax.plot(*mean.T, color=colour, linewidth=2)
-    ends.append((mean[-1, 1], arm, colour))
-  low, high = min(y for y, *_ in ends), max(y for y, *_ in ends)
-  ax.set_ylim(low - 0.1 * (high - low) - 0.02, high + 4 * (high - low) + 0.1)
-  style.end_labels(ax, ends)
-  ax.set_ylabel("held-out loss, nats per token")
-  style.xlabel(ax, "training compute, FLOPs")
-  fig.text(0.012, 0.02, textwrap.fill(verdict, 100), size=8, color=style.C["muted"])
+    colour, mine = (
+      style.CYCLE[i % len(style.CYCLE)],
+      [r for (of, _), r in runs.items() if of == arm],
+    )
+    for run in mine:
+      ax.plot(*np.array(curve(run)).T, color=colour, alpha=0.35, linewidth=0.9)
+    last = [(run.last("flops"), run.last("loss", "eval")) for run in mine]
+    ax.plot(*np.array(last).T, color=colour, marker="o", markersize=4, linestyle="")
+    losses += [loss for _, loss in last]
+    ends.append((np.mean(last, axis=0)[1], arm, colour))
+  _frame(ax, losses, ends, above=4.0)
+  said = (
+    f"{verdict}\nLines: while training, on a part of the held-out text. Dots: at the end, on all."
+  )
+  fig.text(0.012, 0.02, said, size=8, color=style.C["muted"])
   return fig
+
+
+def _frame(ax, losses, ends, above: float):
+  """Room around the ends, `above` times their range for the way down to them; labels."""
+  if losses:
+    room = max(max(losses) - min(losses), 0.02)
+    ax.set_ylim(min(losses) - 0.15 * room, max(losses) + above * room)
+  style.end_labels(ax, ends)
+  ax.set_ylabel("held-out loss, nats per token", labelpad=3)
+  style.xlabel(ax, "training FLOPs")
 
 
 def compute_page(rows: list[dict], title: str, folder: pathlib.Path):
   """loss_vs_compute.png and sweep.html, which holds the figure and the table."""
-  caption = "Faint: each run as it trains. Dots: its end; a line joins the sizes of one series."
+  caption = (
+    "Faint: each run as it trains, on a part of the held-out text. Dots: its end, on all of it; a"
+    " line joins the sizes of one series."
+  )
   with style.context():
-    fig = compute_plot(rows, "Held-out loss against training compute")
-    style.png(fig, folder / "loss_vs_compute.png")
-    picture = html.figures([style.Plot("loss_vs_compute", caption, fig)])
+    plot = style.wide("loss_vs_compute", caption, lambda width: compute_plot(rows, width))
+    style.png(plot.figure, folder / "loss_vs_compute.png")
+    picture = html.figures([plot])
   keys = ["name", "status", *(key for key in NUMBERS if any(key in row for row in rows))]
   cells = [[_text(key, row.get(key)) for key in keys] for row in rows]
   numbers = html.table([key.replace("_", " ") for key in keys], cells, words=2)
@@ -142,7 +160,7 @@ def compute_page(rows: list[dict], title: str, folder: pathlib.Path):
 def _text(key, value):
   if isinstance(value, str) or value is None:
     return value or "-"
-  return NUMBERS.get(key, "{:.4g}").format(value)
+  return NUMBERS.get(key, "{:.4g}".format)(value)
 
 
 def _median(values):

@@ -66,12 +66,13 @@ def plan(argv: list[str], workdir: pathlib.Path) -> list[Point]:
   if not hasattr(module, "GRID"):
     raise Wrong(f"{module.__file__} has no GRID, so it is no sweep; see configs/sweeps.")
   given = {word.partition("=")[0].removeprefix("--config.") for word in argv}
+  grid_points = grid.points(module.GRID)
   points = {}
-  for settings in grid.points(module.GRID):
+  for settings, name in zip(grid_points, grid.names(grid_points), strict=True):
     twice = given & set(settings)
     if twice:
       raise Wrong(f"--config.{twice.pop()}: the grid itself sets it; change the sweep file.")
-    point = _point(settings, argv, workdir)
+    point = _point(settings, name, argv, workdir)
     points.setdefault(point.job.workdir, point)
   if all(point.refused for point in points.values()):
     raise Wrong(f"no point of the grid can run: {next(iter(points.values())).refused}")
@@ -95,7 +96,7 @@ def _source(argv):
   return sources[0]
 
 
-def _point(settings, argv, workdir):
+def _point(settings, name, argv, workdir):
   paths = {path: value for path, value in settings.items() if path != grid.LABEL}
   argv = (*argv, *(f"--config.{path}={value!r}" for path, value in paths.items()))
   cfg, steps, refused = flags.parse(list(argv)), 1, None
@@ -103,12 +104,8 @@ def _point(settings, argv, workdir):
     steps = config.resolve(cfg).train.steps
   except Wrong as mistake:
     refused = str(mistake)
-  short = [f"{path.rpartition('.')[2]}={value}" for path, value in paths.items()
-           if isinstance(value, int | float | str)]  # fmt: skip
-  series = settings.get(grid.LABEL) or ", ".join(short)
-  name = ", ".join([settings[grid.LABEL], *short] if grid.LABEL in settings else short)
   job = launch.Job(name, argv, workdir / grid.key(cfg), steps)
-  return Point(series, paths, job, refused)
+  return Point(settings.get(grid.LABEL, name), paths, job, refused)
 
 
 if __name__ == "__main__":

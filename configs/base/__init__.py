@@ -12,6 +12,7 @@ def merge(base: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDi
   """
   out = ml_collections.ConfigDict(base.to_dict())
   for key, value in changes.items():
-    nested = isinstance(value, dict) and isinstance(out.get(key), ml_collections.ConfigDict)
-    out[key] = merge(out[key], **value) if nested and "name" not in value else value
+    old = out.get(key)
+    nested = isinstance(value, dict) and "name" not in value
+    out[key] = merge(old, **value) if nested and isinstance(old, type(out)) else value
   return out

@@ -5,7 +5,7 @@ from experiments import verdicts
 
 CLAIM = (
   "Given the same text and the same active FLOPs per token, a decoder with top-2 of 16 experts"
-  " reaches a lower held-out loss than a dense one."
+  " reaches a lower held-out loss than dense."
 )
 
 

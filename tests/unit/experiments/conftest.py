@@ -18,8 +18,9 @@ if options.get("--config.train.lr_peak") == "0.25":
 loss = 3 - float(options["--config.train.lr_peak"]) * 10
 rows = [
   {"kind": "train", "step": 2, "flops": 2e9, "tokens": 64, "tokens_per_s": 10.0, "time": 1.0},
-  {"kind": "eval", "step": 1, "loss": loss + 1, "perplexity": 9.0, "bits_per_byte": 2.0},
-  {"kind": "eval", "step": 2, "loss": loss, "perplexity": 8.0, "bits_per_byte": 1.0},
+  {"kind": "eval", "step": 1, "loss": loss + 1, "tokens": 5, "bits_per_byte": 2.0},
+  {"kind": "eval", "step": 2, "loss": loss + 0.1, "tokens": 5, "bits_per_byte": 1.5},
+  {"kind": "eval", "step": 2, "loss": loss, "tokens": 9, "perplexity": 8.0, "bits_per_byte": 1.0},
   {"kind": "done", "step": 2, "time": 1.5},
 ]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))

@@ -1,6 +1,7 @@
 """Studies with runs that only pretend to train: plans, verdicts, exit codes, what is written."""
 
 import json
+import pathlib
 import types
 
 import pytest
@@ -122,4 +123,19 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(capsys):
     assert command.guard(study.main, argv) == 2
     assert sentence in capsys.readouterr().err
   with pytest.raises(Wrong, match="no field 'stesp'"):
-    study.plan("topk_vs_dense", ["topk"], [0], ["--config.train.stesp=3"], study.pathlib.Path("x"))
+    study.plan("topk_vs_dense", ["topk"], [0], ["--config.train.stesp=3"], pathlib.Path("x"))
+
+
+RESULTS = sorted((pathlib.Path(__file__).parents[3] / "docs" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_published_verdict_follows_from_its_numbers(path):
+  record = json.loads(path.read_text())
+  module = study.load(path.stem)
+  rows = verdicts.Table(record["numbers"]["runs"])
+  assert record["verdict"] == module.verdict(rows)
+  assert record["claim"] == module.CLAIM and record["arms"] == module.ARMS
+  assert record["numbers"]["arms"] == rows.summary()
+  assert len(record["seeds"]) >= study.SEEDS and record["date"] and "+" not in record["revision"]
+  assert path.with_suffix(".png").exists()

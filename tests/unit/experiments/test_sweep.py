@@ -40,7 +40,7 @@ def test_a_sweep_fills_its_table_and_resumes(stand_in, write, tmp_path, capsys):
     ("lr_peak=0.5, seed=0", "failed"), ("lr_peak=0.5, seed=1", "failed"),
   ]  # fmt: skip
   assert table[0]["loss"] == 2.0 and table[0]["parameters"] == 50
-  assert table[0]["curve"] == [[1e9, 3.0], [2e9, 2.0]]
+  assert table[0]["curve"] == [[1e9, 3.0], [2e9, 2.1]]
   assert "the loss is not finite" in table[2]["error"]
   with open(tmp_path / "out" / "results.csv") as file:
     assert [line["train.lr_peak"] for line in csv.DictReader(file)] == ["0.1", "0.1", "0.5", "0.5"]
