@@ -18,7 +18,10 @@ SECTIONS = {  # the section `model` of a tiny one, layers apart
   "decoder": {
     "vocab": VOCAB, "width": 8, "tied": False,
     "attention": {"heads": 2, "kv_heads": 1, "head_width": 4, "qk_norm": "head", "bias": True},
-    "moe": {"num_experts": 4, "hidden": 8, "shared": {"hidden": 4, "gate": "sigmoid"}},
+    "moe": {
+      "num_experts": 4, "hidden": 8, "shared": {"hidden": 4, "gate": "sigmoid"},
+      "router": {"name": "recurrent"},  # hands something from layer to layer
+    },
     "mlp": {"hidden": 8},
   },
 }  # fmt: skip
