@@ -51,7 +51,9 @@ def countable(monkeypatch):
     h_MF = jax.nn.silu(dot(x_MD, params["wg_EDF"], size_E)) * dot(x_MD, params["wu_EDF"], size_E)
     return dot(h_MF, params["wo_EFD"], size_E)
 
-  monkeypatch.setattr(experts, "declare", lambda *args: declare(*args)._replace(fn=swiglu))
+  monkeypatch.setattr(
+    experts, "declare", lambda *args: declare(*args)._replace(fn=swiglu, fused=None)
+  )
 
 
 @pytest.mark.parametrize(("dispatch", "k"), [("dense", 4), ("sort", 2)])
