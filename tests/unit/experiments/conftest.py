@@ -7,10 +7,11 @@ import pytest
 from experiments import launch
 
 STAND_IN = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 options = dict(word.split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(options["--workdir"])
-(folder / "started").write_text(options.get("--config.train.seed", ""))
+(folder / "pid").write_text(str(os.getpid()))
+(folder / "pid").rename(folder / "started")
 if options.get("--config.train.lr_peak") == "0.5":
   sys.exit("error: the loss is not finite; lower train.lr_peak.")
 if options.get("--config.train.lr_peak") == "0.25":

@@ -31,6 +31,8 @@ def test_closing_stops_what_runs(stand_in, tmp_path):
   begin = time.monotonic()
   events.close()
   assert time.monotonic() - begin < 10
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((endless.workdir / "started").read_text()), 0)
   assert not later.workdir.exists() and not endless.finished()
   assert launch.error_of(endless, -15) == "no output (exit code -15)"
 
