@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
   rows = []
   for row in bench.run(options):
     rows.append(row)
-    print(f"{row['case']}: measured", file=sys.stderr)
+    print(", ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr, flush=True)
   show(name, rows)
   path = pathlib.Path(options["out"]) / f"{name}.json"
   path.parent.mkdir(parents=True, exist_ok=True)
