@@ -146,7 +146,7 @@ def ours(who, shape, devices, precision, allocator):
   tokenizer = types.SimpleNamespace(bytes_V=np.ones(VOCAB, np.int32))
   corpus = types.SimpleNamespace(tokenizer=tokenizer, labels=("all",))
   with jax.set_mesh(mesh):
-    at = phase.make(0, cfg, None, corpus, mesh, total=1000)
+    at = phase.make(0, cfg, None, corpus, mesh)
     state = at.start(np.zeros(phase.micro_batch(cfg), np.int32))
   rng, kept = np.random.default_rng(0), {"state": state}
   batch = {

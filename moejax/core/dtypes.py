@@ -16,7 +16,7 @@ from pallas_kernels import target
 NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
-def dtype(name: str):
+def dtype(name: str | None):
   """The dtype of a name.
 
   >>> dtype("bfloat16")

@@ -13,15 +13,15 @@ BY_LABEL = "label_count_YU"
 
 
 def make(model, precision, bytes_V, labels: int):
-  """evaluate(variables, batch) -> sums by label of the target: loss, tokens, bytes.
+  """evaluate(variables, batch, knobs) -> sums by label of the target: loss, tokens, bytes.
 
   `layers` of it has the choices by label of every MoE layer.
   """
   bytes_V = jnp.asarray(bytes_V, jnp.float32)
 
-  def evaluate(variables, batch):
+  def evaluate(variables, batch, knobs):
     label_N, next_N = batch["label_BT"][:, :-1].ravel(), batch["label_BT"][:, 1:].ravel()
-    fields = {"label_N": label_N, "labels": labels, "taps": (BY_LABEL,)}
+    fields = {"label_N": label_N, "labels": labels, "taps": (BY_LABEL,), "knobs": knobs}
     out = objective.cross_entropy(model, variables, batch, precision, **fields)
     _, loss_N, valid_N, layers = out
     by_label = lambda value_N: jnp.zeros(labels).at[next_N].add(value_N * valid_N)
@@ -34,11 +34,11 @@ def make(model, precision, bytes_V, labels: int):
   return evaluate
 
 
-def total(evaluate, variables, batches) -> dict | None:
+def total(evaluate, variables, batches, knobs) -> dict | None:
   """The sums over batches, on the host; None if there are none."""
   found = None
   for batch in batches:
-    one = evaluate(variables, batch)
+    one = evaluate(variables, batch, knobs)
     found = one if found is None else sums.add(found, one)
   return jax.device_get(found)
 

@@ -9,10 +9,20 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from moejax.core import config, dtypes
+from moejax.core import config
 from moejax.core.plugin import Failed, Wrong
 from moejax.data import text
-from moejax.train import checkpoint, evaluate, phase, record, rundir, sample, signals, stages
+from moejax.train import (
+  checkpoint,
+  evaluate,
+  phase,
+  record,
+  restore,
+  rundir,
+  sample,
+  signals,
+  stages,
+)
 from moejax.train import mesh as meshes
 
 
@@ -20,11 +30,11 @@ from moejax.train import mesh as meshes
 class Config:
   """A whole run."""
 
-  model: object
-  train: object
-  data: object
-  optim: object
-  precision: object
+  model: typing.Any
+  train: typing.Any
+  data: typing.Any
+  optim: typing.Any
+  precision: typing.Any
   stages: tuple = ()  # one stage of train.steps, if empty
   knobs: tuple = ()  # of (name, a number | one per layer | a schedule), read by routers
   mesh: str = ""  # "data:2,expert:4"; empty = all devices on data
@@ -36,7 +46,7 @@ class Result(typing.NamedTuple):
   finished: bool  # False: stopped by a signal, to be resumed
   metrics: dict  # of the last evaluation
   state: object  # of train/step.py
-  model: object
+  model: typing.Any
 
 
 def fit(cfg: Config, workdir, terminal: bool | None = None) -> Result:
@@ -108,7 +118,7 @@ class Run:
 
   def _phase(self, index, cfg) -> phase.Phase:
     trainable = self.stages[index].trainable
-    return phase.make(index, cfg, trainable, self.corpus, self.mesh, self.ends[-1])
+    return phase.make(index, cfg, trainable, self.corpus, self.mesh)
 
   def _begin(self):
     """Stage 0 at step 0."""
@@ -247,7 +257,8 @@ class Run:
     train, whole = at.cfg.train, step == self.ends[-1]
     with contextlib.closing(self._batches("validation", train.batch_size)) as batches:
       some = batches if whole else itertools.islice(batches, train.eval_batches)
-      found = evaluate.total(at.evaluate, averaged(state), map(self._put, some))
+      knobs = {name: value(step) for name, value in phase.knobs(at.cfg).items()}
+      found = evaluate.total(at.evaluate, averaged(state), map(self._put, some), knobs)
     if found is None:
       return {}
     self.record.evaluated(at, found, step, self.corpus.labels if whole else ())
@@ -265,8 +276,8 @@ class Run:
       self.record.say(f"this run is done: {step} steps in {self.folder.path}")
       return
     if at.cfg.train.sample_tokens:
-      what = (at.model, dtypes.filled(at.cfg.precision), averaged(state), self.corpus.tokenizer)
-      written = sample.write(*what, "import ", at.cfg.train.sample_tokens, at.cfg.data.seq_len)
+      trained = restore.Trained(step, at.cfg, at.model, averaged(state), self.corpus)
+      written = sample.write(trained, "import ", at.cfg.train.sample_tokens)
       self.folder.write_text("sample.txt", written)
       self.record.say(f"a sample:\n{written}")
     self.folder.log("done", step=step, time=self.record.time())

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.core import dtypes, plugin
-from moejax.train import balancing, evaluate, objective
+from moejax.train import balancing, evaluate, objective, stages
 from moejax.train import mesh as meshes
 from moejax.train import step as steps
 
@@ -16,8 +16,8 @@ class Phase(typing.NamedTuple):
   """A stage: its functions are compiled when they are first called."""
 
   index: int
-  cfg: object  # of the run, as the stage has it
-  model: object
+  cfg: typing.Any  # of the run, as the stage has it
+  model: typing.Any
   start: typing.Callable
   step: typing.Callable
   evaluate: typing.Callable
@@ -33,12 +33,16 @@ def schedule(section, steps: int):
   return at
 
 
-def make(index: int, cfg, trainable, corpus, mesh, total: int) -> Phase:
+def knobs(cfg) -> dict:
+  """name -> function of the step, over the whole run."""
+  return {name: schedule(section, stages.ends(cfg)[-1]) for name, section in cfg.knobs}
+
+
+def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
   """The functions of a stage whose run config is `cfg`."""
   model = plugin.module(cfg.model).Model(cfg.model)
-  curve = schedule(cfg.train.schedule, total)
+  curve = schedule(cfg.train.schedule, stages.ends(cfg)[-1])
   lr = lambda step: cfg.train.lr_peak * curve(step)
-  knobs = {name: schedule(section, total) for name, section in cfg.knobs}
   precision = dtypes.filled(cfg.precision)
   token_BT = jax.ShapeDtypeStruct(micro_batch(cfg), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
@@ -46,7 +50,7 @@ def make(index: int, cfg, trainable, corpus, mesh, total: int) -> Phase:
   loss_fn = objective.make(model, precision)
   hooks = (balancing.controllers,)
   dtype = dtypes.dtype(precision.accumulate)
-  step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs, dtype)
+  step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs(cfg), dtype)
   start = lambda token_BT: steps.init(
     model, tx, token_BT, cfg.train, dtypes.dtype(precision.params)
   )

@@ -52,7 +52,7 @@ class Record:
 
   def describe(self, at, corpus, mesh, params) -> None:
     """environment.json, and a first line; `at` is the stage."""
-    self.peak = hardware.peak(dtypes.filled(at.cfg.precision).compute)
+    self.peak = hardware.peak(dtypes.dtype(dtypes.filled(at.cfg.precision).compute).name)
     self.stage(at, None)
     sizes = counts.params(at.cfg.model)
     about = rundir.environment()

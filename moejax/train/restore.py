@@ -15,14 +15,10 @@ from moejax.train import mesh as meshes
 
 class Trained(typing.NamedTuple):
   step: int
-  cfg: object  # of the run, as its last stage had it
-  model: object
+  cfg: typing.Any  # of the run, as its last stage had it
+  model: typing.Any
   variables: dict  # the averaged parameters, where there are
-  corpus: object
-
-  @property
-  def tokenizer(self):
-    return self.corpus.tokenizer
+  corpus: text.Corpus
 
 
 class _Wanted(typing.NamedTuple):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from moejax.core import dtypes, rng
 from moejax.core.plan import RouterInputs
 from moejax.core.plugin import Wrong
-from moejax.train import restore
+from moejax.train import phase, restore
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 8))
-def _write(model, precision, variables, token_T, length, key, temperature, vocab, count):
+@functools.partial(jax.jit, static_argnums=(0, 1, 9))
+def _write(model, precision, variables, knobs, token_T, length, key, temperature, vocab, count):
   """`token_T` with `count` tokens added from `length` on; the window moves when it is full."""
   T = len(token_T)
 
@@ -21,7 +21,7 @@ def _write(model, precision, variables, token_T, length, key, temperature, vocab
     moved_T = jnp.where(length == T, jnp.roll(token_T, -1), token_T)
     length = jnp.minimum(length, T - 1)
     valid_N = jnp.arange(T) < length
-    ctx = RouterInputs(valid_N=valid_N, segment_N=valid_N.astype(jnp.int32))
+    ctx = RouterInputs(valid_N=valid_N, segment_N=valid_N.astype(jnp.int32), knobs=knobs)
     logit_V = model.apply(variables, moved_T[None], ctx)[0][0, length - 1].astype(jnp.float32)
     logit_V = jnp.where(jnp.arange(len(logit_V)) < vocab, logit_V, -jnp.inf)
     drawn = jax.random.categorical(
@@ -38,22 +38,20 @@ def _write(model, precision, variables, token_T, length, key, temperature, vocab
   return jax.lax.scan(step, (token_T, length), jnp.arange(count))[1]
 
 
-def write(model, precision, variables, tokenizer, prompt: str, tokens: int, seq_len: int,
-          temperature: float = 0.8, seed: int = 0) -> str:  # fmt: skip
-  """The prompt and `tokens` more tokens; temperature 0 takes the most probable one each time."""
+def write(run, prompt: str, tokens: int, temperature: float = 0.8, seed: int = 0) -> str:
+  """The prompt and `tokens` more tokens of a restore.Trained; temperature 0 takes the likeliest."""
   if tokens < 0 or temperature < 0:
     raise Wrong(f"generate: {tokens} tokens at temperature {temperature}; neither may be negative.")
-  ids = tokenizer.encode(prompt)[-seq_len:] or [tokenizer.eos]
-  token_T = jnp.zeros(seq_len, jnp.int32).at[: len(ids)].set(jnp.array(ids, jnp.int32))
+  T, tokenizer = run.cfg.data.seq_len, run.corpus.tokenizer
+  ids = tokenizer.encode(prompt)[-T:] or [tokenizer.eos]
+  token_T = jnp.zeros(T, jnp.int32).at[: len(ids)].set(jnp.array(ids, jnp.int32))
+  knobs = {name: value(run.step) for name, value in phase.knobs(run.cfg).items()}
   key = rng.stream(jax.random.key(seed), "sample")
-  new = _write(
-    model, precision, variables, token_T, len(ids), key, temperature, tokenizer.vocab, tokens
-  )
+  start = (run.variables, knobs, token_T, len(ids), key, temperature)
+  new = _write(run.model, dtypes.filled(run.cfg.precision), *start, tokenizer.vocab, tokens)
   return prompt + tokenizer.decode(jax.device_get(new).tolist())
 
 
 def from_run(workdir, prompt: str, tokens: int = 200, temperature: float = 0.8, seed: int = 0):
   """Text from the newest checkpoint of a run."""
-  run = restore.load(workdir)
-  how = (prompt, tokens, run.cfg.data.seq_len, temperature, seed)
-  return write(run.model, dtypes.filled(run.cfg.precision), run.variables, run.tokenizer, *how)
+  return write(restore.load(workdir), prompt, tokens, temperature, seed)

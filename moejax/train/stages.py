@@ -5,6 +5,7 @@ The parameters, the moments of the optimiser and the average go along.
 """
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from moejax.optim import groups
 @dataclasses.dataclass(frozen=True)
 class Config:
   steps: int
-  transform: object | None = None
+  transform: typing.Any = None
   trainable: str | tuple | None = None  # axis letters or expressions for paths (optim/groups.py)
   changes: dict | None = None  # {"model.moe.router.k": 1, "train.lr_peak": 1e-4, ...}
 
