@@ -71,14 +71,17 @@ def test_killed_in_every_stage(start, staged, uninterrupted, tmp_path):
   assert any("resume" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(start, section, tmp_path):
-  process = start(section(), tmp_path, "before:6:FULL")
+def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(
+  start, staged, uninterrupted, tmp_path
+):
+  process = start(staged, tmp_path, "before:6:FULL")
   _, err = process.communicate(timeout=300)
   assert process.returncode == 1 and "orbax" not in err  # no report from every thread
   assert re.search(r"error: the .* could not .*\(File too large\).* intact. Free space", err)
-  end(start(section(), tmp_path))
+  end(start(staged, tmp_path))
   log = (tmp_path / "log.txt").read_text()
   assert "resumed at step 4" in log and "damaged" not in log
+  assert state(tmp_path) == state(uninterrupted)
 
 
 @pytest.mark.slow
