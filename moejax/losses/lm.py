@@ -6,6 +6,7 @@ the plain form is used instead, which the compiler cuts over any axes.
 """
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from jax import lax
 CHUNK_BYTES = 64 << 20  # of float32 logits; a chunk this large runs at the speed of the whole
 
 
-def cross_entropy_sum(x_ND, head_VD, target_N, valid_N, chunk_bytes=CHUNK_BYTES):
+def cross_entropy_sum(
+  x_ND, head_VD, target_N, valid_N, chunk_bytes=CHUNK_BYTES
+) -> tuple[jax.Array, jax.Array]:
   """(sum of the losses weighted by valid_N, loss_N of every target); loss_N has no gradient.
 
   >>> x_ND, head_VD = jnp.zeros((3, 2)), jnp.ones((4, 2))
@@ -27,7 +30,8 @@ def cross_entropy_sum(x_ND, head_VD, target_N, valid_N, chunk_bytes=CHUNK_BYTES)
     loss_N = _losses(_logits(x_ND, head_VD), target_N)[0]
     return jnp.sum(loss_N * weight_N), lax.stop_gradient(loss_N)
   chunk = max(1, chunk_bytes // (4 * len(head_VD)))
-  return _chunked(x_ND, head_VD, target_N, weight_N, min(chunk, len(x_ND)))
+  out: typing.Any = _chunked(x_ND, head_VD, target_N, weight_N, min(chunk, len(x_ND)))
+  return out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
