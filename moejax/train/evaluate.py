@@ -54,7 +54,7 @@ def numbers(found: dict) -> dict:
   return {
     "loss": loss,
     "perplexity": float(np.exp(min(loss, 700.0))),
-    "bits_per_byte": nats / np.log(2) / max(size, 1),
+    "bits_per_byte": float(nats / np.log(2) / max(size, 1)),
     "tokens": int(tokens),
   }
 
