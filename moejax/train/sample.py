@@ -38,7 +38,7 @@ def _write(model, precision, variables, knobs, token_T, length, key, temperature
   return jax.lax.scan(step, (token_T, length), jnp.arange(count))[1]
 
 
-def write(run, prompt: str, tokens: int, temperature: float = 0.8, seed: int = 0) -> str:
+def write(run, prompt: str, tokens: int, temperature: float = 0.6, seed: int = 0) -> str:
   """The prompt and `tokens` more tokens of a restore.Trained; temperature 0 takes the likeliest."""
   if tokens < 0 or temperature < 0:
     raise Wrong(f"generate: {tokens} tokens at temperature {temperature}; neither may be negative.")
