@@ -101,6 +101,7 @@ class Worker:
     """The end of its input ends it."""
     typing.cast(typing.IO, self.process.stdin).close()
     self.process.wait()
+    typing.cast(typing.IO, self.process.stdout).close()
 
 
 def work(who, shape, devices, precision, allocator, profile):
