@@ -23,14 +23,18 @@ ITEMS = ("params", "opt_state", "model_state", "ema")
 
 
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run. With keep=None they are read only: another process may be writing
+  them, so nothing in the folder is moved, cleaned up or kept from it."""
 
-  def __init__(self, folder, keep: int):
+  def __init__(self, folder, keep: int | None):
     self.folder, self.keep, self.unsealed = pathlib.Path(folder).absolute(), keep, None
-    self.damaged = self._quarantine()
+    self.damaged = [] if keep is None else self._quarantine()
     self.manager = self._open()
 
   def _open(self):
+    if self.keep is None:
+      options = ocp.CheckpointManagerOptions(read_only=True)
+      return ocp.CheckpointManager(self.folder, options=options)
     newest = managers.LatestN(self.keep)
     # a checkpoint without an evaluation cannot be the best one
     best = managers.BestN(
@@ -47,8 +51,10 @@ class Checkpoints:
     return ocp.CheckpointManager(self.folder, options=options)
 
   def steps(self) -> list[int]:
-    """The steps there are, newest first."""
-    return sorted(self.manager.all_steps(), reverse=True)
+    """The steps there are, newest first; of a folder that is only read, those that are whole."""
+    steps = sorted(self.manager.all_steps(), reverse=True)
+    whole = lambda step: self.keep is not None or _mismatch(self.folder / str(step)) is None
+    return [step for step in steps if whole(step)]
 
   def save(self, step: int, state, meta: dict, loss: float | None = None) -> None:
     """Starts writing one; returns as soon as the state may change again."""
@@ -97,7 +103,7 @@ class Checkpoints:
     self.manager = self._open()
 
   def close(self) -> None:
-    """Waits, seals, and lets go of the folder."""
+    """Waits, and lets go of the folder."""
     self.wait()
     self.manager.close()
 
@@ -146,7 +152,7 @@ def _seal(path) -> None:
 
 
 def _mismatch(path) -> str | None:
-  """What is wrong with a sealed checkpoint, if anything."""
+  """What is wrong with a checkpoint, if anything."""
   try:
     sums = json.loads((path / SEAL).read_text())
   except FileNotFoundError:

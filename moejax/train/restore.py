@@ -33,7 +33,7 @@ def load(workdir, step: int | None = None) -> Trained:
   folder = pathlib.Path(workdir) / "checkpoints"
   if not folder.is_dir():
     raise Wrong(f"{str(workdir)!r} holds no checkpoints; give the --workdir of a run.")
-  checkpoints = checkpoint.Checkpoints(folder, keep=10**9)
+  checkpoints = checkpoint.Checkpoints(folder, keep=None)
   known = checkpoints.steps()
   if not known or (step is not None and step not in known):
     raise Wrong(f"{str(folder)!r} has checkpoints {known[::-1]}, not {step}; give one of these.")

@@ -2,14 +2,16 @@
 
 import random
 import re
+import shutil
 
 import pytest
 
 from moejax import cli
 from moejax.core import config
+from moejax.core.plugin import Wrong
 from moejax.report import keys, page
 from moejax.report.read import read
-from moejax.train import loop
+from moejax.train import loop, restore
 
 MODEL = {
   "width": 8,
@@ -67,3 +69,19 @@ def test_text_comes_from_the_newest_checkpoint(run, capsys):
   assert cli.main(words) == 0 and capsys.readouterr().out == first
   assert cli.main(["generate", str(run), "--tokens=-1"]) == 2
   assert "-1 tokens" in capsys.readouterr().err
+
+
+def test_reading_a_run_leaves_its_folder_as_it_is(run, tmp_path):
+  """It may be training: what it is writing, and what is damaged, is its own business."""
+  copy = tmp_path / "copy"
+  shutil.copytree(run, copy)
+  (copy / "checkpoints" / "9").mkdir()  # newer, and without a seal
+  writing = copy / "checkpoints" / "11.orbax-checkpoint-tmp"
+  writing.mkdir()
+  (writing / "half").write_text("half")
+  listed = lambda: sorted(str(path.relative_to(copy)) for path in copy.rglob("*"))
+  before = listed()
+  assert restore.load(copy).step == 4
+  assert listed() == before
+  with pytest.raises(Wrong, match="has checkpoints .*4.*, not 9"):
+    restore.load(copy, step=9)
