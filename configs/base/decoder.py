@@ -5,7 +5,9 @@ Run:    python -m experiments.run --config=configs/base/decoder.py:small
 
 import ml_collections
 
-ARMS = ("tiny", "small")
+from configs.base import merge
+
+ARMS = ("tiny", "small", "brief")
 
 
 def tiny() -> ml_collections.ConfigDict:
@@ -67,6 +69,21 @@ def small() -> ml_collections.ConfigDict:
   )
 
 
+def brief() -> ml_collections.ConfigDict:
+  """Half a minute of one core: three narrow MoE layers, for studies of many arms."""
+  return merge(
+    small(),
+    model=dict(
+      width=64,
+      attention=dict(name="gqa", heads=2, kv_heads=1, head_width=32),
+      mlp=dict(hidden=128),
+      moe=dict(hidden=64),
+      layers=[dict(ffn="moe")] * 3,
+    ),
+    train=dict(steps=200, eval_every=100, eval_batches=16, log_every=10),
+  )
+
+
 def get_config(arm: str = "tiny") -> ml_collections.ConfigDict:
   """One of the recipes by its name."""
-  return {"tiny": tiny, "small": small}[arm]()
+  return {"tiny": tiny, "small": small, "brief": brief}[arm]()

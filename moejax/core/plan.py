@@ -54,9 +54,13 @@ class RouterInputs(flax.struct.PyTreeNode):
   position_N: jax.Array | None = None
   segment_N: jax.Array | None = None
   valid_N: jax.Array | None = None  # False for padding: routed nowhere, counted nowhere
+  modality_N: jax.Array | None = None  # which kind of input a token is, 0 .. modalities - 1
+  weight_N: jax.Array | None = None  # how much a token counts in the losses that ask
+  cond_NC: jax.Array | None = None  # what the token is conditioned on: a diffusion step, a class
   state: dict = empty()  # the router's variables that no gradient moves, read-only
   carry: dict = empty()  # handed from layer to layer
-  shared: dict = empty()  # parameters of all layers together, by router name
+  shared: dict = empty()  # what all layers have together, by router name
+  extras: dict = empty()  # what a router leaves for the balance rules of its layer
   knobs: dict = empty()  # traced numbers that change during a run: k_active, ...
   forced_NK: jax.Array | None = None  # expert ids laid over the router's: -2 = route freely
   forced_gate_NK: jax.Array | None = None

@@ -10,12 +10,14 @@ from moejax.core.plugin import Wrong
 from moejax.layers import moe
 
 
-def loss(layer_sums, past, model_cfg):
+def loss(layer_sums, past, knobs, model_cfg):
   """The weighted balance losses of all MoE layers, one stack of equal layers at a time.
 
+  A knob `<name>_weight` replaces the weight of a rule, so that a schedule of it never recompiles.
   `past` has the sums of the earlier micro-batches of the step, {} at first. A rule whose scope is
   "pooled" sees the layers of all stacks that have it as one stack.
   """
+  weight = functools.partial(_weight, knobs)
   total, pooled = jnp.float32(0), {}
   for path, cfg in runs.find(model_cfg.layers, moe.Config):
     for name, rule in cfg.balance:
@@ -24,10 +26,20 @@ def loss(layer_sums, past, model_cfg):
         if getattr(rule, "scope", None) == "pooled":
           pooled.setdefault((name, rule), []).append(now_L)
         else:
-          total += rule.weight * plugin.module(rule).loss(now_L, past_L, rule)
+          total += weight(name, rule) * plugin.module(rule).loss(now_L, past_L, rule)
   for (name, rule), stacks in pooled.items():
-    total += rule.weight * plugin.module(rule).loss(_joined(name, stacks), {}, rule)
+    total += weight(name, rule) * plugin.module(rule).loss(_joined(name, stacks), {}, rule)
   return total
+
+
+def _weight(knobs, name, rule):
+  value = knobs.get(f"{name}_weight", rule.weight)
+  if jnp.ndim(value):
+    raise Wrong(
+      f"{name}: the knob {name}_weight has {len(value)} values; one number is the weight in all"
+      " layers, so give one, or a schedule of one."
+    )
+  return value
 
 
 def _joined(name, stacks):

@@ -108,7 +108,7 @@ def test_jitter_is_drawn_in_training_only_and_moves_the_input_by_no_more_than_it
 def test_recurrent_without_memory_is_an_mlp_router():
   """No state comes in and the update gate is half open: logits of tanh(x in wn) / 2."""
   cfg = recurrent.Config(rank=4)
-  unit = recurrent.Shared(cfg).init_with_output(jax.random.key(0))[0]
+  unit = recurrent.Shared(cfg).init_with_output(jax.random.key(0), RouterInputs())[0]
   unit = {key: leaf if key == "wn_RR" else jnp.zeros_like(leaf) for key, leaf in unit.items()}
   x_ND = jax.random.normal(jax.random.key(1), (N, D))
   carry, shared = recurrent.init_carry(cfg, N), {"recurrent": unit}

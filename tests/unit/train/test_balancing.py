@@ -66,20 +66,28 @@ def test_the_loss_of_a_model_is_the_loop_over_its_layers(scope):
   cfg = model_cfg(scope)
   assert len(runs.find(cfg.layers, moe.Config)) == 2
   want = 0.5 * loops.loss([seen_by(i) for i in LAYERS], [], switch.Config(scope=scope))
-  got = balancing.loss(layer_sums(cfg), {}, cfg)
+  got = balancing.loss(layer_sums(cfg), {}, {}, cfg)
   np.testing.assert_allclose(got, want, rtol=1e-5)
   assert got.dtype == jnp.float32
+
+
+def test_a_knob_replaces_the_weight_of_a_rule():
+  cfg = model_cfg()
+  value = lambda knobs: balancing.loss(layer_sums(cfg), {}, knobs, cfg)
+  np.testing.assert_allclose(value({"switch_weight": jnp.float32(1.5)}), 3 * value({}), rtol=1e-6)
+  with pytest.raises(Wrong, match="knob switch_weight has 2 values"):
+    value({"switch_weight": jnp.ones(2)})
 
 
 def test_pooled_layers_need_as_many_experts_each():
   cfg = model_cfg("pooled", other=6)
   with pytest.raises(Wrong, match=r"switch: scope 'pooled' needs .* they have \[4, 6\]; use"):
-    balancing.loss(layer_sums(cfg, lambda layer: 6 if layer > 3 else U), {}, cfg)
+    balancing.loss(layer_sums(cfg, lambda layer: 6 if layer > 3 else U), {}, {}, cfg)
 
 
 def test_the_choices_of_earlier_micro_batches_count_in_the_scope_step_alone():
   past = lambda cfg: jax.tree.map(lambda leaf: leaf[::-1] + 1, layer_sums(cfg))
-  value = lambda cfg, past: balancing.loss(layer_sums(cfg), past, cfg)
+  value = lambda cfg, past: balancing.loss(layer_sums(cfg), past, {}, cfg)
   alone, step = value(model_cfg(), {}), model_cfg("step")
   np.testing.assert_allclose(value(step, {}), alone, rtol=1e-6)
   np.testing.assert_allclose(value(model_cfg(), past(model_cfg())), alone, rtol=1e-6)
