@@ -50,19 +50,21 @@ class Job:
 def local(jobs: list[Job], workers: int):
   """Runs the jobs, `workers` at a time; yields (job, error or None), or None while all go on.
 
-  The processor cores are dealt out to the workers. Closing the generator stops what runs.
+  The processor cores are dealt out to the workers, and each keeps compiled programs for its next
+  jobs: seeds of one arm compile once. Closing the generator stops what runs.
   """
   waiting, running = collections.deque(jobs), {}
-  free = collections.deque(_cores(workers))
+  free = collections.deque(enumerate(_cores(workers)))
   try:
     while waiting or running:
       while waiting and free:
-        job, cores = waiting.popleft(), free.popleft()
-        running[_start(job, cores)] = (job, cores)
+        job, (worker, cores) = waiting.popleft(), free.popleft()
+        cache = job.workdir.parent / ".compiled" / str(worker)  # entries are not safe for two
+        running[_start(job, cores, cache)] = (job, (worker, cores))
       ended = [process for process in running if process.poll() is not None]
       for process in ended:
-        job, cores = running.pop(process)
-        free.append(cores)
+        job, worker = running.pop(process)
+        free.append(worker)
         yield job, error_of(job, process.returncode)
       if not ended:
         yield None
@@ -81,7 +83,7 @@ def ray(jobs: list[Job], workers: int):
 
   @engine.remote(num_cpus=max(1, int(total // workers)), max_retries=0)
   def remote(job):
-    process = _start(job, None)
+    process = _start(job, None, None)
     try:
       return error_of(job, process.wait())
     finally:
@@ -131,12 +133,17 @@ def _cores(workers):
   return [set(cores[cut[i] : cut[i + 1]]) for i in range(workers)]
 
 
-def _start(job, cores):
+def _start(job, cores, cache):
   """The process, in a group of its own: a Ctrl-C in the terminal reaches it through _stop alone."""
   job.workdir.mkdir(parents=True, exist_ok=True)
+  own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache.resolve())}
   with open(job.workdir / "output.txt", "wb") as output, _pinned(cores):
     return subprocess.Popen(
-      job.command(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+      job.command(),
+      stdout=output,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+      env={**own, **os.environ},
     )
 
 
