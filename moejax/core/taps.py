@@ -1,10 +1,11 @@
 """Taps: statistics of activations and of their gradients, from the places a model offers.
 
 `ctx.taps` names the taps a caller wants; nothing is computed for a tap that is not asked for.
-A forward tap returns sums over tokens, which join those of the layer. A gradient tap is an identity
-whose dummy argument has the shape of the statistic: the "gradient" with respect to the dummy is the
-statistic of the activation's gradient, reduced on the spot, so that nothing of size [L, N, ...]
-exists. The dummies are the collection `taps`; differentiate with respect to it.
+A forward tap returns sums over tokens, which join those of the layer; the taps of a trace
+(layers/moe.py) are arrays by token instead, and whoever asks for them adds nothing up. A gradient
+tap is an identity whose dummy argument has the shape of the statistic: the "gradient" with respect
+to the dummy is the statistic of the activation's gradient, reduced on the spot, so that nothing of
+size [L, N, ...] exists. The dummies are the collection `taps`; differentiate with respect to it.
 """
 
 import functools
