@@ -56,7 +56,8 @@ def apply(variables: dict, model_cfg, stats: dict, cfg: Config):
 
 def _config(model_cfg, cfg):
   """The model config with MoE layers in place of the dense ones."""
-  dense = [i for i, layer in enumerate(model_cfg.layers) if isinstance(layer.ffn, mlp.Config)]
+  ffns = [getattr(layer, "ffn", None) for layer in model_cfg.layers]  # not every block has one
+  dense = [i for i, ffn in enumerate(ffns) if isinstance(ffn, mlp.Config)]
   chosen = dense if cfg.only is None else cfg.only
   if not chosen or not set(chosen) <= set(dense):
     raise Wrong(

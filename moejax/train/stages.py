@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from moejax.core import config, flags, plugin, tree
 from moejax.core.plugin import Wrong
+from moejax.models import decoder
 from moejax.optim import groups
 
 
@@ -128,10 +129,14 @@ def _part(whole, template):
 def _targets(model: dict, path: str) -> list[str]:
   """The paths in the written-out config that one path of `changes` stands for."""
   head, _, rest = path.removeprefix("model.").partition(".")
-  if not path.startswith("model.") or head not in ("moe", "mlp", "attention"):
+  if not path.startswith("model.") or head not in decoder.COMMON:
     return [path]
-  key = "attention" if head == "attention" else "ffn"
-  found = [i for i, layer in enumerate(model["layers"]) if head in (key, layer[key]["name"])]
+  found = [
+    f"model.layers[{i}].{key}.{rest}"
+    for i, layer in enumerate(model["layers"])
+    for key, part in layer.items()
+    if isinstance(part, dict) and head in (key, part.get("name"))
+  ]
   if not found:
     raise Wrong(f"stages.changes: {path!r} names a part that no layer of this stage has.")
-  return [f"model.layers[{i}].{key}.{rest}" for i in found]
+  return found

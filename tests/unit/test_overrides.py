@@ -29,6 +29,7 @@ PLACES = {  # folder -> where its component stands in a config
   "core": "precision",
   "grow": "stages",
 }
+NAMED_FIRST = ("routers", "dispatch", "schedules", "blocks")  # where a section has another name
 LISTS = {  # places that hold a list of sections
   "model.moe.edits": "[{section}]",
   "optim.rules": "[{section}]",
@@ -64,7 +65,7 @@ def words(folder, name, values: dict) -> list[str]:
     return [f"stages=[{dict(values, steps=3)!r}]"]
   if place in LISTS:
     return [f"{place}={LISTS[place].format(section={'name': name, **values})}"]
-  named = [f"{place}.name={name}"] if folder in ("routers", "dispatch", "schedules") else []
+  named = [f"{place}.name={name}"] if folder in NAMED_FIRST else []
   return named + [f"{place}.{field}={value!r}" for field, value in values.items()]
 
 
