@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
-from moejax.core.plugin import Failed
+from moejax.core.plugin import Failed, Wrong
 
 SEAL = "SEAL.json"
 FORMAT = 1  # of meta; see CHANGELOG.md
@@ -86,7 +86,13 @@ class Checkpoints:
 
   def meta(self, step: int) -> dict:
     """What was written beside the state."""
-    return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if meta["format"] != FORMAT:
+      raise Wrong(
+        f"checkpoint {step} in {self.folder} has format {meta['format']}, and this moejax reads"
+        f" {FORMAT}; use the version that wrote it (see environment.json), or another --workdir."
+      )
+    return meta
 
   def restore(self, step: int, like) -> dict:
     """{item: tree}; `like` has trees of shapes with shardings, on any number of devices."""

@@ -141,6 +141,8 @@ class Run:
     for step in self.checkpoints.steps():
       try:
         meta = self.checkpoints.meta(step)
+      except Wrong:
+        raise  # it is whole, and of another version
       except Exception as reason:
         self._set_aside(step, reason)
         continue
