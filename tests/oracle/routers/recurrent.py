@@ -1,4 +1,4 @@
-"""Token by token: one step of the gated unit, then the k most probable."""
+"""Token by token: one step of the gated recurrent unit, then the k most probable."""
 
 import numpy as np
 
@@ -11,10 +11,14 @@ CASES = (Config(), Config(k=3))
 def logits(variables, inputs, cfg):
   params, unit, rows = variables["params"], inputs.shared["recurrent"], []
   columns = [params[name] for name in ("gate_RE", "gate_RZ") if name in params]
+  sigmoid = lambda a: 1 / (1 + np.exp(-a))
   for x_D, h_R in zip(inputs.x_ND, inputs.carry["hidden_NR"], strict=True):
     u_R = x_D @ params["in_DR"]
-    z_R = 1 / (1 + np.exp(-(u_R @ unit["wz_RR"] + h_R @ unit["uz_RR"])))
-    new_R = np.tanh(u_R @ unit["wn_RR"] + h_R @ unit["un_RR"])
+    of_u = lambda gate, u_R=u_R: u_R @ unit[f"in_{gate}_RR"] + unit[f"in_{gate}_R"]
+    of_h = lambda gate, h_R=h_R: h_R @ unit[f"hidden_{gate}_RR"] + unit[f"hidden_{gate}_R"]
+    reset_R = sigmoid(of_u("reset") + of_h("reset"))
+    z_R = sigmoid(of_u("update") + of_h("update"))
+    new_R = np.tanh(of_u("new") + reset_R * of_h("new"))
     rows.append(((1 - z_R) * new_R + z_R * h_R) @ np.concatenate(columns, axis=1))
   return np.array(rows)
 

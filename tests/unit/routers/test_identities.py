@@ -10,7 +10,7 @@ from moejax.core import rng
 from moejax.core.plan import RouterInputs
 from moejax.core.plugin import Wrong
 from moejax.layers import moe
-from moejax.routers import expert_choice, recurrent, sigmoid_topk, topk
+from moejax.routers import expert_choice, sigmoid_topk, topk
 
 N, D, E = 64, 8, 8
 LOGIT_NE = 2 * jax.random.normal(jax.random.key(0), (N, E))
@@ -103,21 +103,6 @@ def test_jitter_is_drawn_in_training_only_and_moves_the_input_by_no_more_than_it
   assert moved_NE.max() > 1e-3 and np.all(moved_NE <= bound_E[None] + 1e-6)
   with pytest.raises(Wrong, match=r"jitter 1.5 is not within \[0, 1\)"):
     topk.Config(jitter=1.5)
-
-
-def test_recurrent_without_memory_is_an_mlp_router():
-  """No state comes in and the update gate is half open: logits of tanh(x in wn) / 2."""
-  cfg = recurrent.Config(rank=4)
-  unit = recurrent.Shared(cfg).init_with_output(jax.random.key(0), RouterInputs())[0]
-  unit = {key: leaf if key == "wn_RR" else jnp.zeros_like(leaf) for key, leaf in unit.items()}
-  x_ND = jax.random.normal(jax.random.key(1), (N, D))
-  carry, shared = recurrent.init_carry(cfg, N), {"recurrent": unit}
-  inputs = RouterInputs(x_ND=x_ND, carry=carry, shared=shared, num_experts=E)
-  (logit_NE, after), variables = recurrent.Router(cfg).init_with_output(jax.random.key(2), inputs)
-  p = variables["params"]
-  hidden_NR = 0.5 * jnp.tanh(x_ND @ p["in_DR"] @ unit["wn_RR"])
-  assert_close(logit_NE, hidden_NR @ p["gate_RE"])
-  assert_close(after.carry["hidden_NR"], hidden_NR)
 
 
 def test_expert_choice_fills_every_slot_and_refuses_less_than_one():
