@@ -6,29 +6,16 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from pallas_kernels.expert_ffn import ref, xla
-
-N, K, E, D, F = 29, 2, 3, 5, 7
-CHOICES = {  # of a batch of 24 slots per expert: none, some and most rows overflow
-  "spread": lambda n: (n % E, (n + 1) % E),
-  "skewed": lambda n: (0 * n + 2, n % 2),
-  "one_hot": lambda n: (0 * n + 1, 0 * n - 1),
-  "holes": lambda n: (np.where(n % 3 == 0, -1, 0), np.where(n % 4 == 0, -1, 2)),
-  "nothing": lambda n: (0 * n - 1, 0 * n - 1),
-}
+from pallas_kernels.expert_ffn import cases, ref, xla
 
 
-def arguments(case, dtype=np.float32):
-  """As a dropless dispatch orders its rows; unused choices are last."""
-  expert_NK = np.stack(CHOICES[case](np.arange(N)), axis=1)
-  expert_M = np.where(expert_NK < 0, E, expert_NK).ravel()
-  order_M = np.argsort(expert_M, kind="stable")
-  row_NK = np.argsort(order_M).reshape(N, K)
-  rng = np.random.default_rng(0)
+def arguments(name, dtype=np.float32):
+  """(what has gradients, indices) of a case."""
+  case, rng = cases.TEST[name], np.random.default_rng(0)
+  N, K, E, D, F = case.N, case.K, case.E, case.D, case.F
   real = [(N, D), (E, D, F), (E, D, F), (E, F, D), (N * K,)]
   real = [jnp.asarray(0.5 * rng.normal(size=shape), dtype) for shape in real]
-  index = [order_M // K, np.where(expert_NK < 0, N * K, row_NK)]
-  return real, [*map(jnp.asarray, index), jnp.asarray(np.bincount(expert_M, minlength=E + 1)[:E])]
+  return real, [*map(jnp.asarray, cases.rows(case))]
 
 
 def outcome_of(module):
@@ -45,7 +32,7 @@ def outcome_of(module):
 GOT, WANT = outcome_of(xla), outcome_of(ref)
 
 
-@pytest.mark.parametrize("case", CHOICES)
+@pytest.mark.parametrize("case", cases.TEST)
 def test_it_is_the_definition_in_float64(case):
   with jax.enable_x64(True):
     args = arguments(case, np.float64)
