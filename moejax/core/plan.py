@@ -70,6 +70,7 @@ class RouterInputs(flax.struct.PyTreeNode):
   taps: tuple = static(default=())  # names of the statistics asked for (core/taps.py)
   residual: typing.Any = static(default=None)  # dtype of the residual stream; None = as computed
   seq_len: int = static(default=1)
+  vocab: int = static(default=0)  # of token_N; 0 = the model has no token ids
   groups: int = static(default=1)  # tokens compete only inside one contiguous N/groups of them
   num_experts: int = static(default=0)
   virtual: tuple = static(default=())
