@@ -41,7 +41,16 @@ def _generate(args) -> str:
   return sample.from_run(args.dir, args.prompt, args.tokens, args.temperature, args.seed)
 
 
-VERBS = {"list": _list, "show": _show, "report": _report, "generate": _generate}
+def _audit(args) -> str:
+  """what components promise, tried out: causality"""
+  from moejax.lab import causality
+
+  return causality.report(args.routers)
+
+
+VERBS = {
+  "list": _list, "show": _show, "report": _report, "generate": _generate, "audit": _audit,
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
   of["generate"].add_argument("--tokens", type=int, default=200, help="how many are added (200)")
   of["generate"].add_argument("--temperature", type=float, default=0.8, help="0: the best (0.8)")
   of["generate"].add_argument("--seed", type=int, default=0, help="of the draws (0)")
+  of["audit"].add_argument("what", choices=["causality"], help="does a later token leak backwards")
+  of["audit"].add_argument("--routers", help="only these, as topk,hash; all components without it")
   return top
 
 

@@ -16,7 +16,7 @@ from moejax.core.plugin import Wrong
 
 PACKAGE = pathlib.Path(moejax.__file__).parent
 RESULTS = PACKAGE.parent / "docs" / "results"
-MACHINERY = ("core", "report", "train", "perf")  # folders in which a file is no choice
+MACHINERY = ("core", "report", "train", "perf", "lab")  # folders in which a file is no choice
 
 
 class Field(typing.NamedTuple):
