@@ -47,5 +47,6 @@ STAGES = [
 
 def get_config(arm="switch"):
   """The brief recipe with one arm's MoE layer."""
-  cfg = merge(decoder.brief(), model=dict(moe=ARMS[arm]), train=dict(steps=STEPS))
+  model = dict(moe=ARMS[arm], allow_noncausal=arm in ("base", "sinkhorn"))
+  cfg = merge(decoder.brief(), model=model, train=dict(steps=STEPS))
   return merge(cfg, stages=STAGES) if arm == "stable" else cfg
