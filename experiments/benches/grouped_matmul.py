@@ -2,7 +2,9 @@
 
 `all` is forward and both gradients. "of dense" is the rate as a part of the dense matmul's; for E
 experts that holds one matrix, where the grouped matmul reads E and writes E gradients.
-`ragged` stays empty where ragged_dot needs more than 2 GiB of temporaries.
+"of floor" is that against the larger of the dense matmul and the time to stream the weights of the
+experts that have rows, once per pass, at the rate of a copy. `ragged` stays empty where ragged_dot
+needs more than 2 GiB of temporaries.
 
 --cases=E32,E128   some of the cases only
 --rounds=9         times each program is run
