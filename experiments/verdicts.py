@@ -50,5 +50,15 @@ def lower(table: Table, column: str, arm: str, than: str) -> str:
   )
 
 
+def weakest(*parts: str) -> str:
+  """The word for a claim of several parts, from their words or verdicts.
+
+  >>> weakest("holds: a", "unclear: b"), weakest("holds", "holds")
+  ('unclear', 'holds')
+  """
+  words = [part.partition(":")[0] for part in parts]
+  return next(word for word in ("fails", "unclear", "holds") if word in words)
+
+
 def _is_number(value):
   return isinstance(value, int | float) and not isinstance(value, bool)

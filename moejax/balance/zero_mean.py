@@ -2,18 +2,18 @@
 
 Paper:  Moonshot AI 2025 (Moonlight), arXiv:2502.16982.
 State:  bias_U of a router that chooses with one (routers/sigmoid_topk.py).
-Study:  configs/studies/router_shootout.py
+Study:  configs/studies/auxfree_vs_aux.py
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from moejax.core.plugin import Wrong
+from moejax.core import controllers
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(controllers.Aim):
   speed: float = 1e-3  # per step; the knob bias_speed replaces it
 
 
@@ -24,11 +24,6 @@ def update(params, state, sums, knobs, cfg):
   >>> update({}, {"bias_U": jnp.zeros(3)}, sums, {}, Config(0.75))["bias_U"].round(3).tolist()
   [-1.0, 0.5, 0.5]
   """
-  if "bias_U" not in state:
-    raise Wrong(
-      "zero_mean: the router has no bias to move; use a router with one, as 'sigmoid_topk'."
-    )
-  count_U = sums["count_U"]
-  step_U = jnp.sign(count_U.mean() - count_U)
-  move_U = knobs.get("bias_speed", cfg.speed) * (step_U - step_U.mean())
-  return {**state, "bias_U": state["bias_U"] + move_U}
+  step_U, moves_U = jnp.sign(controllers.error(sums, cfg)), controllers.moves(sums, cfg)
+  step_U = step_U - jnp.sum(step_U * moves_U) / moves_U.sum()
+  return controllers.moved(state, step_U, sums, knobs, cfg)

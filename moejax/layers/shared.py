@@ -6,6 +6,8 @@ Gates:  one           routed + shared
         sigmoid       routed + sigmoid(x v) shared
         joint         (1 - p) routed + p shared, p the shared expert's part of one softmax over the
                       router's logits and its own (exact for gates that are not renormalised)
+        chosen        the same with a softmax over the chosen ids' logits and its own (exact for
+                      gates that are renormalised), as in Uni-MoE-2.0 2025, arXiv:2511.12609
         coefficients  c0 routed + c1 shared, c = softmax(x W)
 Several shared experts of width F are one of width n F, since SwiGLU is separable along F.
 """
@@ -17,19 +19,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moejax.core import params
+from moejax.core import params, routing
+from moejax.core.plan import TokenPlan
+from moejax.core.plugin import Wrong
 from moejax.layers import mlp
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   hidden: int = 128
-  gate: Literal["one", "sigmoid", "joint", "coefficients"] = "one"
+  gate: Literal["one", "sigmoid", "joint", "chosen", "coefficients"] = "one"
 
 
 def flops(cfg: Config, width: int, seq_len: int) -> float:
   """Forward FLOPs per token."""
-  gate = {"one": 0, "sigmoid": 1, "joint": 1, "coefficients": 2}[cfg.gate]
+  gate = {"one": 0, "coefficients": 2}.get(cfg.gate, 1)
   return mlp.flops(mlp.Config(cfg.hidden), width, seq_len) + 2.0 * width * gate
 
 
@@ -42,11 +46,25 @@ def joint(logit_NU, own_N1):
   return jax.nn.sigmoid(own_N1 - jax.nn.logsumexp(logit_NU, axis=1, keepdims=True))
 
 
+def chosen(logit_NU, plan, own_N1):
+  """Its probability in one softmax with the ids that the token chose; 1 for one that chose none.
+
+  >>> plan = TokenPlan(jnp.array([[1, -1], [-1, -1]]), jnp.ones((2, 2)), num_experts=3)
+  >>> chosen(jnp.zeros((2, 3)), plan, jnp.zeros((2, 1))).tolist()
+  [[0.5], [1.0]]
+  """
+  if not isinstance(plan, TokenPlan):
+    raise Wrong("shared: gate 'chosen' needs a router whose tokens choose experts; use 'joint'.")
+  all_NK = jnp.concatenate([own_N1, routing.take(logit_NU, plan.expert_NK)], axis=1)
+  used_NK = jnp.concatenate([jnp.ones_like(own_N1, bool), plan.expert_NK >= 0], axis=1)
+  return jax.nn.softmax(all_NK, where=used_NK)[:, :1]
+
+
 class Layer(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self, x_ND, routed_ND, logit_NU, ctx):
+  def __call__(self, x_ND, routed_ND, logit_NU, plan, ctx):
     """The layer's output from the routed one."""
     shared_ND, _, _ = mlp.Layer(mlp.Config(self.cfg.hidden), name="mlp")(x_ND, ctx)
     if self.cfg.gate == "one":
@@ -55,8 +73,9 @@ class Layer(nn.Module):
     if self.cfg.gate == "coefficients":
       c_NG = jax.nn.softmax(logit_NG)
       c_routed_N1, c_shared_N1 = c_NG[:, :1], c_NG[:, 1:]
-    elif self.cfg.gate == "joint":
-      c_shared_N1 = joint(logit_NU, logit_NG)
+    elif self.cfg.gate in ("joint", "chosen"):
+      of_all = self.cfg.gate == "joint"
+      c_shared_N1 = joint(logit_NU, logit_NG) if of_all else chosen(logit_NU, plan, logit_NG)
       c_routed_N1 = 1 - c_shared_N1
     else:
       c_routed_N1, c_shared_N1 = 1.0, jax.nn.sigmoid(logit_NG)

@@ -55,9 +55,10 @@ def _joined(name, stacks):
 
 
 def controllers(params, model_state, layer_sums, knobs, model_cfg):
-  """A hook: every balance rule with an `update` moves the state of its layer's router.
+  """A hook: every balance rule with an `update` moves the state of its layer's router, and its own.
 
-  Knobs are numbers, or arrays with one entry per layer of the model.
+  A rule sees both as one dict, and its own leaves (`init_state`) stand beside the router's, under
+  its name. Knobs are numbers, or arrays with one entry per layer of the model.
   """
   state, L = model_state.get("router_state", {}), len(model_cfg.layers)
   knobs = {name: jnp.broadcast_to(value, (L,)) for name, value in knobs.items()}
@@ -65,12 +66,34 @@ def controllers(params, model_state, layer_sums, knobs, model_cfg):
     mine = {name: value_L[_layers(path, model_cfg)] for name, value_L in knobs.items()}
     for name, rule in cfg.balance:
       if hasattr(plugin.module(rule), "update"):
-        at = (*path, "router")
-        update = functools.partial(plugin.module(rule).update, cfg=rule)
         seen_L = sums.seen_by(name, tree.at(layer_sums, path))
-        new_L = jax.vmap(update)(tree.at(params, at), tree.at(state, at), seen_L, mine)
-        state = tree.put(state, at, new_L)
+        seen_L["expert_U"] = _experts(name, rule, cfg, seen_L["count_U"])
+        old = (tree.at(params, (*path, "router")), state, seen_L, mine)
+        state = _moved(path, name, rule, *old)
   return params, {**model_state, "router_state": state} if state else model_state
+
+
+def _moved(path, name, rule, params_L, state, seen_L, knobs_L):
+  """The tree of states after one rule's update of one stack."""
+  update = functools.partial(plugin.module(rule).update, cfg=rule)
+  at, beside = (*path, "router"), (*path, name)
+  own_L = tree.at(state, beside)
+  new_L = jax.vmap(update)(params_L, tree.at(state, at) | own_L, seen_L, knobs_L)
+  for place, is_own in ((at, False), (beside, True)):
+    part_L = {leaf: value for leaf, value in new_L.items() if (leaf in own_L) == is_own}
+    state = tree.put(state, place, part_L) if part_L else state
+  return state
+
+
+def _experts(name, rule, cfg, count_LU):
+  """1 for an expert, 0 for a virtual id."""
+  if getattr(rule, "expert_share", None) is not None and not cfg.virtual:
+    raise Wrong(
+      f"{name}: expert_share {rule.expert_share} leaves the rest of the choices to virtual ids, and"
+      " there are none; set model.moe.virtual, or leave expert_share out."
+    )
+  expert_U = jnp.arange(count_LU.shape[1]) < cfg.num_experts
+  return jnp.broadcast_to(expert_U.astype(jnp.float32), count_LU.shape)
 
 
 def _layers(path, model_cfg) -> slice:

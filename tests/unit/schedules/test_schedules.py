@@ -7,7 +7,7 @@ import pytest
 
 from moejax.core import plugin
 from moejax.core.plugin import Wrong
-from moejax.schedules import constant, cosine, linear, wsd
+from moejax.schedules import constant, cosine, exponential, linear, piecewise, wsd
 
 STEPS, WARMUP = 20, 4
 RISE = optax.linear_schedule(1 / (WARMUP + 1), 1.0, WARMUP)
@@ -26,6 +26,14 @@ WANT = {
   "cosine": (
     cosine.Config(WARMUP, end=0.1),
     joined(optax.cosine_decay_schedule(1.0, STEPS - WARMUP, alpha=0.1)),
+  ),
+  "exponential": (
+    exponential.Config(WARMUP, end=0.2, decay_steps=10),
+    joined(optax.exponential_decay(1.0, 10, 0.2, end_value=0.2)),
+  ),
+  "piecewise": (
+    piecewise.Config(values=(1.0, 0.5, 0.25), until=(0.5, 0.75)),
+    optax.piecewise_constant_schedule(1.0, {10: 0.5, 15: 0.5}),
   ),
   "wsd": (
     wsd.Config(WARMUP, end=0.3, decay_fraction=0.25),
@@ -53,7 +61,10 @@ def test_the_root_shape_falls_steeply_first():
   assert [float(wsd.value(step, 10, cfg)) for step in (6, 7, 10)] == [1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("name", plugin.names("schedules"))
+WARMED = [name for name, (cfg, _) in WANT.items() if hasattr(cfg, "warmup_steps")]
+
+
+@pytest.mark.parametrize("name", WARMED)
 def test_a_warm_up_longer_than_the_run_is_refused(name):
   module = plugin.load("schedules", name)
   with pytest.raises(Wrong, match=f"{name}: 20 warmup_steps do not fit in a run of 20 steps"):
@@ -67,3 +78,25 @@ def test_wsd_refuses_a_decay_that_meets_the_warm_up():
     wsd.Config(decay_fraction=1.5)
   with pytest.raises(Wrong, match="6 warmup_steps reach into the decay, which starts at step 5"):
     wsd.value(0, 10, wsd.Config(warmup_steps=6, decay_fraction=0.5))
+
+
+@pytest.mark.parametrize(
+  ("fields", "sentence"), [({"end": 0.0}, "end is 0.0"), ({"decay_steps": 0}, "decay_steps is 0")]
+)
+def test_an_exponential_that_cannot_be_is_refused(fields, sentence):
+  with pytest.raises(Wrong, match=f"exponential: .*{sentence}"):
+    exponential.Config(**fields)
+
+
+@pytest.mark.parametrize(
+  ("values", "until", "sentence"),
+  [
+    ((1.0, 2.0), (), "2 values end at .*until has an end for each"),
+    ((1.0, 2.0, 3.0), (0.5, 0.5), r"3 values end at \[0.5, 0.5\]"),
+    ((1.0, 2.0), (1.0,), "rising between 0 and 1"),
+    ((1.0, (1.0, 2.0)), (0.5,), "not a mixture"),
+  ],
+)
+def test_pieces_that_cannot_be_are_refused(values, until, sentence):
+  with pytest.raises(Wrong, match=f"piecewise: .*{sentence}"):
+    piecewise.Config(values, until)
