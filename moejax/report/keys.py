@@ -49,10 +49,14 @@ KEYS = {
     "max_vio": Key("MaxVio", "of fair", "Excess of the fullest id over its fair share; 0 is best."),
     "dead": Key("Dead experts", "ids", "Ids that no token chose in the step."),
     "drop_fraction": Key("Dropped choices", "share", "Choices refused for want of capacity."),
+    "skip_fraction": Key(
+      "Skipped choices", "share", "Left out for a small gate, of all but the largest of a token."
+    ),
     "margin": Key("Top-1 margin", "probability", "Of the most probable id above the second, mean."),
     "logit_norm": Key(
       "Router logit norm", "RMS", "Root mean square over the ids, mean over tokens."
     ),
+    "choices": Key("Choices", "per token", "Mean number of chosen ids, virtual ones included."),
     "load": Key("Load", "share", "List by id of the share of choices that it got; sums to 1."),
     "bias_max": Key(
       "Selection bias", "largest", "Largest size of a controller's bias; absent without."

@@ -47,8 +47,11 @@ def of_layer(sums: dict, state: dict | None = None) -> dict:
     / max(float(sums.get("capacity/choices", 0)), 1),
     "margin": float(sums["margin"]) / tokens,
     "logit_norm": float(sums["logit_norm"]) / tokens,
+    "choices": float(count_U.sum()) / tokens,
     "load": [round(float(share), 6) for share in load_U],
   }
+  if "skip/skipped" in sums:
+    out["skip_fraction"] = float(sums["skip/skipped"]) / max(float(sums["skip/choices"]), 1)
   if state and "bias_U" in state:
     out["bias_max"] = float(np.abs(state["bias_U"]).max())
   return out

@@ -13,6 +13,7 @@ CASES = (
   Config(0.6),
   Config(0.6, "choice_major"),
   Config(0.6, "gate"),
+  Config(0.6, "token_gate"),
   Config(0.6, "random"),
 )
 
@@ -27,6 +28,7 @@ def edit(plan, inputs, cfg):
     "position": lambda t, k: (t, k),
     "choice_major": lambda t, k: (k, t),
     "gate": lambda t, k: (-plan.gate_NK[t, k], t, k),
+    "token_gate": lambda t, k: (k, -max(plan.gate_NK[t][plan.expert_NK[t] >= 0], default=0), t),
     "random": lambda t, k: draw_NK[t, k],
   }[cfg.order]
   weight_NE, sums = np.zeros((N, E)), {"choices": 0, "dropped": 0}
