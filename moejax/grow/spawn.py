@@ -1,8 +1,9 @@
 """Spawning: a dense FFN becomes E experts that start as copies of it, behind a fresh router.
 
-Paper:  Nie et al. 2021 (EvoMoE), arXiv:2112.14397, phase 1. Right after spawning without noise or
-        mask every expert is the old FFN, so gates that sum to one leave the model's function as it
-        was; `noise` and `masked` make the experts differ at once, before the router has to.
+Paper:  Nie et al. 2021 (EvoMoE), arXiv:2112.14397, phase 1. Right after spawning without
+        variation every expert is the old FFN, so gates that sum to one leave the model's function
+        as it was; `noise`, `redrawn` and `masked` make the experts differ at once, before the
+        router has to.
 Differs from the paper: how much of the weights it masks is not stated; here it is a field.
 """
 
@@ -21,13 +22,14 @@ class Config:
   moe: object  # the section of the new layers; its `hidden` is that of the FFN
   only: tuple[int, ...] | None = None  # numbers of layers; None = every dense one
   noise: float = 0.0  # normal, times the standard deviation of each weight matrix
+  redrawn: float = 0.0  # share of each expert's weights drawn anew, with the matrix's deviation
   masked: float = 0.0  # share of each expert's weights set to zero
 
   def __post_init__(self):
-    if self.noise < 0 or not 0 <= self.masked < 1:
+    if self.noise < 0 or not 0 <= self.masked < 1 or not 0 <= self.redrawn < 1:
       raise Wrong(
-        f"spawn: noise is {self.noise} and masked is {self.masked}; noise is not negative, and"
-        " masked a share from 0 to below 1."
+        f"spawn: noise is {self.noise}, redrawn is {self.redrawn} and masked is {self.masked};"
+        " noise is not negative, and the others are shares from 0 to below 1."
       )
 
 
@@ -130,10 +132,11 @@ def _varied(path, leaf, old, cfg, key):
   """The leaf, with noise and a mask if it is a spawned expert's."""
   *where, name = (step.key for step in path)
   copied = "E" in axes.letters(name) and _source(name) in tree.at(old, tuple(where))
-  if not copied or not (cfg.noise or cfg.masked):
+  if not copied or not (cfg.noise or cfg.redrawn or cfg.masked):
     return leaf
   key = rng.stream(key, "/".join((*where, name)))
-  noise = jax.random.normal(rng.stream(key, "noise"), leaf.shape)
-  masked = jax.random.bernoulli(rng.stream(key, "mask"), cfg.masked, leaf.shape)
-  leaf = leaf + (cfg.noise * leaf.std() * noise).astype(leaf.dtype)
-  return jnp.where(masked, 0, leaf)
+  draw = lambda name: leaf.std() * jax.random.normal(rng.stream(key, name), leaf.shape)
+  share = lambda name, size: jax.random.bernoulli(rng.stream(key, name), size, leaf.shape)
+  varied = leaf + cfg.noise * draw("noise")
+  varied = jnp.where(share("redraw", cfg.redrawn), draw("redrawn"), varied)
+  return jnp.where(share("mask", cfg.masked), 0, varied).astype(leaf.dtype)

@@ -86,6 +86,15 @@ def test_noise_and_mask_make_the_experts_differ(dense, spawned):
   assert (varied_EDF[0] != varied_EDF[1])[kept[0] & kept[1]].all()
 
 
+def test_a_share_of_each_expert_is_drawn_anew(dense, spawned):
+  old_DF = tree.unstack(dense[1]["params"], dense[0].cfg)["layer_000"]["ffn"]["wg_DF"]
+  _, by_layer, _ = spawned(make_cfg(only=[0, 2], redrawn=0.3))
+  got_EDF = np.asarray(by_layer["params"]["layer_000"]["ffn"]["wg_EDF"])
+  kept = got_EDF == np.asarray(old_DF)[None]
+  assert 0.55 < kept.mean() < 0.85 and (kept[0] != kept[1]).any()
+  np.testing.assert_allclose(got_EDF[~kept].std(), old_DF.std(), rtol=0.3)
+
+
 def test_moments_are_copied_for_experts_and_zero_for_what_is_fresh(dense, spawned):
   _, by_layer, follow = spawned(make_cfg(only=[0, 2]))
   moments = tree.unstack(jax.tree.map(lambda x: x + 1, dense[1]["params"]), dense[0].cfg)
@@ -110,7 +119,7 @@ def test_an_average_takes_its_fresh_parts_from_the_params(dense, spawned):
   [
     (dict(moe={"hidden": 5}), "layer_000, whose hidden is 6, and transform.moe.hidden is 5"),
     (dict(only=[3]), r"layers \[3\] are asked for and the dense ones are \[0, 1, 2\]"),
-    (dict(masked=1.0), "masked is 1.0; noise is not negative, and masked a share"),
+    (dict(masked=1.0), "masked is 1.0; noise is not negative, and the others are"),
   ],
 )
 def test_what_cannot_be_spawned_is_refused(spawned, section, sentence):
