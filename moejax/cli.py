@@ -48,8 +48,20 @@ def _audit(args) -> str:
   return causality.report(args.routers)
 
 
+def _lab(args) -> str:
+  """balance controllers on recorded router logits, without training"""
+  from moejax.lab import balance
+
+  names = lambda text: text.split(",") if text else None
+  return balance.run(
+    args.source, args.out, args.router, names(args.rules), balance.grid(args.speeds), args.steps,
+    args.bound, args.layer, args.batches,
+  )  # fmt: skip
+
+
 VERBS = {
   "list": _list, "show": _show, "report": _report, "generate": _generate, "audit": _audit,
+  "lab": _lab,
 }  # fmt: skip
 
 
@@ -73,6 +85,15 @@ def parser() -> argparse.ArgumentParser:
   of["generate"].add_argument("--seed", type=int, default=0, help="of the draws (0)")
   of["audit"].add_argument("what", choices=["causality"], help="does a later token leak backwards")
   of["audit"].add_argument("--routers", help="only these, as topk,hash; all components without it")
+  of["lab"].add_argument("source", help="the --workdir of a run, an .npz, or drift: drawn logits")
+  of["lab"].add_argument("--out", default="runs/lab", help="a folder (runs/lab)")
+  of["lab"].add_argument("--router", default="sigmoid_topk", help="it chooses with a bias")
+  of["lab"].add_argument("--rules", help="controllers, as sign,quantile; all without it")
+  of["lab"].add_argument("--speeds", default="1e-4:1:13", help="first:last:how many (1e-4:1:13)")
+  of["lab"].add_argument("--steps", type=int, default=400, help="control steps (400)")
+  of["lab"].add_argument("--bound", type=float, default=0.5, help="on MaxVio, to settle (0.5)")
+  of["lab"].add_argument("--layer", help="of a run, as layer_002; its first MoE layer without it")
+  of["lab"].add_argument("--batches", type=int, default=32, help="recorded of a run (32)")
   return top
 
 

@@ -85,3 +85,12 @@ def test_reading_a_run_leaves_its_folder_as_it_is(run, tmp_path):
   assert listed() == before
   with pytest.raises(Wrong, match="has checkpoints .*4.*, not 9"):
     restore.load(copy, step=9)
+
+
+def test_the_balance_lab_replays_the_logits_of_a_run(run, tmp_path, capsys):
+  words = ["--rules=sign", "--steps=5", "--speeds=0.01:0.1:2", f"--out={tmp_path}"]
+  assert cli.main(["lab", run, "--batches=3", *words]) == 0
+  assert "layer_000 of tiny, step 4: 3 batches of 64 tokens over 4 ids" in capsys.readouterr().out
+  assert cli.main(["lab", str(tmp_path / "logits.npz"), *words]) == 0
+  assert cli.main(["lab", run, "--layer=layer_007"]) == 2
+  assert "'layer_007' is no MoE layer of this run; use one of layer_000" in capsys.readouterr().err
