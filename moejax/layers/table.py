@@ -46,16 +46,21 @@ class Config:
 
 def check(name: str, cfg: Config, slots: int):
   """Refuses a shared table that is smaller than the window of a layer."""
-  if 0 < cfg.rows < slots:
+  if is_shared(cfg) and cfg.rows < slots:
     raise Wrong(
       f"{name}: {slots} slots (keys^2) do not fit into a table of {cfg.rows} rows; lower keys, or"
       " raise table.rows."
     )
 
 
+def is_shared(cfg: Config) -> bool:
+  """Whether it is the one table of all layers."""
+  return cfg.rows > 0
+
+
 def init_carry(cfg, n: int) -> dict:
   """How many memory layers there were before."""
-  return {"memory_layer": jnp.int32(0)} if cfg.rows else {}
+  return {"memory_layer": jnp.int32(0)} if is_shared(cfg) else {}
 
 
 def declare(module, cfg: Config, rows: int) -> dict:
@@ -74,8 +79,6 @@ class Shared(nn.Module):
 
   @nn.compact
   def __call__(self, ctx):
-    if not self.cfg.rows:
-      return {}
     rows = self.cfg.rows
     draw = lambda: jax.random.permutation(self.make_rng("params"), rows).astype(jnp.int32)
     order_P = self.variable("placement", "order_P", draw).value
@@ -84,7 +87,7 @@ class Shared(nn.Module):
 
 def rows_of(module, cfg: Config, slot_NHK, slots: int, ctx):
   """(leaves, row_NHK, carry): where the chosen slots of a layer lie."""
-  if not cfg.rows:
+  if not is_shared(cfg):
     return declare(module, cfg, slots), slot_NHK, ctx.carry
   shared, m = ctx.shared["table"], ctx.carry["memory_layer"]
   at_NHK = window(slot_NHK, m, cfg.rows, cfg.readers)

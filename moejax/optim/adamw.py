@@ -36,11 +36,12 @@ class Config:
       raise Wrong(f"adamw: clip_norm is {self.clip_norm}; use a positive number, or None.")
 
 
-def make(cfg: Config, lr, params, moments="float32", trainable=None):
+def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None):
   """The optax transformation for a tree of params, or of their shapes; lr is step -> value.
 
-  `moments` is the dtype of the first moment. The second stays float32: it moves by 1 - b2 of itself
-  in a step, which bfloat16 would round away.
+  `steps` are those of the whole run, for rules with a schedule. `moments` is the dtype of the
+  first moment. The second stays float32: it moves by 1 - b2 of itself in a step, which bfloat16
+  would round away.
   """
   setting = groups.settings(params, cfg.rules, cfg.weight_decay, trainable)
   adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=jnp.dtype(moments))
@@ -55,9 +56,11 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None):
     if cfg.clip_norm is not None:
       scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(optax.tree.norm(grads), 1e-30))
       grads = jax.tree.map(lambda g: g * scale, grads)
-    rate = jnp.float32(lr(state.count))
+    lr_now, count = jnp.float32(lr(state.count)), state.count
     step, state = adam.update(grads, state)
-    new = jax.tree.map(lambda u, p, r: -rate * r.lr * (u + r.weight_decay * p), step, part, rule)
+    rate = lambda p, r: lr_now * groups.rate(r, p.ndim, count, steps)
+    move = lambda u, p, r: -rate(p, r) * (u + r.weight_decay * p)
+    new = jax.tree.map(move, step, part, rule)
     new = jax.tree.map(_masked, new, rule)
     return groups.fill(new, params, jnp.zeros_like), state
 

@@ -3,16 +3,20 @@
 Section:  `rules`, a list in order; the first one that matches a leaf decides, for each layer of it.
           `match` is axis letters ("E": every leaf with E in its suffix) or a regular expression
           that is searched in the path of the leaf, such as "layer_003/ffn/router/gate_DE".
+          `lr`, and the `schedule` if there is one, multiply the learning rate of the run.
 
 Without a rule, weight decay spares norm scales and biases (they set a size on purpose; decay of a
-weight before a norm only sets its effective learning rate) and the embedding (the row of a rare
-token would shrink at every step, and be pushed back only when the token appears).
+weight before a norm only sets its effective learning rate), the embedding (the row of a rare token
+would shrink at every step, and be pushed back only when the token appears) and, for the same
+reason, the rows of memories (P in the suffix).
 """
 
 import dataclasses
 import re
+import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moejax.core import axes, plugin
@@ -25,6 +29,7 @@ SPARED = re.compile(r"^embed/|/(scale|constant|b[qkv])_[^/]*$")  # and whatever 
 class Config:
   match: str
   lr: float = 1.0  # times the learning rate of the run
+  schedule: typing.Any = None  # of a further factor, over all steps of the run
   weight_decay: float | None = None  # None: as without a rule
   frozen: bool = False
 
@@ -44,6 +49,7 @@ class Setting:
   lr: float | np.ndarray
   weight_decay: float | np.ndarray
   learns: bool | np.ndarray
+  schedules: tuple = (None,)  # of the factor on lr: one, or one per layer
 
 
 def names(path: tuple[str, ...], shape: tuple) -> list[str]:
@@ -87,13 +93,27 @@ def settings(params, rules: tuple, weight_decay: float, trainable=None):
     decay = weight_decay if rule.weight_decay is None else rule.weight_decay
     spared = rule.weight_decay is None and _spared(name)
     learns = not rule.frozen and (words is None or any(matches(word, name) for word in words))
-    return rule.lr, 0.0 if spared else decay, learns
+    return rule.lr, 0.0 if spared else decay, learns, rule.schedule
 
   def of_leaf(path, leaf):
     found = [of_layer(name) for name in names(tuple(key.key for key in path), leaf.shape)]
-    return Setting(*(_short(column, len(leaf.shape)) for column in zip(*found, strict=True)))
+    *columns, schedules = zip(*found, strict=True)
+    schedules = schedules[:1] if len(set(schedules)) == 1 else schedules
+    lr, decay, learns = (_short(column, len(leaf.shape)) for column in columns)
+    return Setting(lr, decay, learns, schedules)
 
   return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def rate(setting: Setting, rank: int, step, steps: int | None):
+  """What the learning rate of the run is multiplied with at a step of `steps` in all."""
+  if setting.schedules == (None,):
+    return setting.lr
+  if steps is None:
+    raise Wrong("rules: a schedule needs the number of all steps; give it to the optimiser.")
+  value = lambda cfg: 1.0 if cfg is None else plugin.module(cfg).value(step, steps, cfg)
+  found = jnp.array([value(cfg) for cfg in setting.schedules])
+  return setting.lr * (found[0] if len(found) == 1 else found.reshape(-1, *(1,) * (rank - 1)))
 
 
 def learning(tree, setting) -> dict:
@@ -115,7 +135,8 @@ def _empty(value, setting):
 
 
 def _spared(name):
-  return len(axes.letters(name.rpartition("/")[2])) == 1 or SPARED.search(name) is not None
+  letters = axes.letters(name.rpartition("/")[2])
+  return len(letters) == 1 or "P" in letters or SPARED.search(name) is not None
 
 
 def _short(column, rank):

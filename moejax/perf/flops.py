@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.core import axes, plugin, runs
-from moejax.layers import moe
+from moejax.layers import moe, peer, pkm, product_keys, table, ultramem
+
+MEMORIES = (pkm.Config, peer.Config, ultramem.Config)
 
 
 def forward(model_cfg, seq_len: int) -> float:
@@ -26,16 +28,41 @@ def train(model_cfg, seq_len: int) -> float:
 
 def params(model_cfg) -> dict[str, int]:
   """{"total", "active"}: parameters there are, and those that work on one token."""
+  total = sum(math.prod(shape) for _, shape in _leaves(model_cfg))
+  return {"total": total, "active": round(touched(model_cfg, 1))}
+
+
+def touched(model_cfg, tokens: int) -> float:
+  """Parameters that so many tokens read at least once, as when a batch of texts is decoded.
+
+  Which experts and which rows of memories a token reads is taken as even and independent.
+  """
+  share = lambda k, n: 1 - (1 - min(k / n, 1)) ** tokens
+  owners = runs.find(model_cfg.layers, (moe.Config, *MEMORIES))
+  everyone = [cfg for layer in model_cfg.layers for _, cfg in runs.sections(layer)]
+  of_all = sum(product_keys.reads(cfg) for cfg in everyone if _reads_shared(cfg))
+  total = 0.0
+  for names, shape in _leaves(model_cfg):
+    part, letters = 1.0, axes.letters(names[-1])
+    cfg = next((cfg for at, cfg in owners if names[: len(at)] == at), None)
+    if isinstance(cfg, moe.Config) and axes.role(names) == "experts":
+      part = share(moe.choices(cfg), cfg.stored or cfg.num_experts)
+    elif "P" in letters:
+      reads = product_keys.reads(cfg) if isinstance(cfg, MEMORIES) else of_all
+      part = share(reads, shape[-len(letters)])
+    total += part * math.prod(shape)
+  return total
+
+
+def _reads_shared(cfg) -> bool:
+  owner = isinstance(cfg, pkm.Config | ultramem.Config)
+  return owner and cfg.table is not None and table.is_shared(cfg.table)
+
+
+def _leaves(model_cfg) -> list[tuple[tuple, tuple]]:
+  """(path, shape) of every parameter."""
   model = plugin.module(model_cfg).Model(model_cfg)
   token_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
-  parts = {path: cfg for path, cfg in runs.find(model_cfg.layers, moe.Config)}
-  total, active = 0, 0.0
-  for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-    names, size = tuple(key.key for key in path), math.prod(leaf.shape)
-    cfg = next((cfg for at, cfg in parts.items() if names[: len(at)] == at), None)
-    total += size
-    if cfg is not None and axes.role(names) == "experts":
-      size *= moe.choices(cfg) / (cfg.stored or cfg.num_experts)
-    active += size
-  return {"total": total, "active": round(active)}
+  found = jax.tree_util.tree_flatten_with_path(shapes)[0]
+  return [(tuple(key.key for key in path), leaf.shape) for path, leaf in found]

@@ -43,6 +43,7 @@ KEYS = {
     "flops": Key("Compute", "FLOPs", "So far: forward and backward, counted from the config."),
     "knobs": Key("Knobs", "", "Name -> value of this step, or a list of one per layer."),
     "layers": Key("Layers", "", "Per layer with a router: the table below."),
+    "memories": Key("Memories", "", "Per layer with a memory: the table after that."),
   },
   "layers": {
     "load_entropy": Key("Load entropy", "of log U", "1 when all ids are chosen equally often."),
@@ -61,6 +62,10 @@ KEYS = {
     "bias_max": Key(
       "Selection bias", "largest", "Largest size of a controller's bias; absent without."
     ),
+  },
+  "memories": {
+    "hit": Key("Slots hit", "share", "Slots of the memory that some token of the step chose."),
+    "kl": Key("Slot KL", "nats", "From even use of all slots to their use in the step; 0 is even."),
   },
   "eval": {
     "step": _STEP,
@@ -98,8 +103,9 @@ def undocumented(rows: list[dict]) -> list[str]:
     kind = row.get("kind", "")
     found |= {f"{kind}.{key}" for key in row if key not in {"kind", *KEYS.get(kind, {})}}
     if kind == "train":
-      layers = (row.get("layers") or {}).values()
-      found |= {f"layers.{key}" for layer in layers for key in layer if key not in KEYS["layers"]}
+      for part in ("layers", "memories"):
+        layers = (row.get(part) or {}).values()
+        found |= {f"{part}.{key}" for layer in layers for key in layer if key not in KEYS[part]}
   return sorted(found)
 
 
@@ -112,7 +118,7 @@ def markdown() -> str:
     "This page is made by `python -m moejax.report.keys > docs/metrics.md`.",
   ]
   for kind, table in KEYS.items():
-    about = KINDS.get(kind, 'In `train` lines, under `"layers": {"layer_003": {...}}`.')
+    about = KINDS.get(kind, f'In `train` lines, under `"{kind}": {{"layer_003": {{...}}}}`.')
     out += ["", f"## {kind}", "", about, "", "| key | unit | meaning |", "|---|---|---|"]
     out += [f"| `{key}` | {k.unit} | {k.meaning} |" for key, k in table.items()]
   return "\n".join(out) + "\n"

@@ -17,6 +17,28 @@ def of_layers(layer_sums: dict, model_state: dict, model_cfg) -> dict:
   }
 
 
+def of_memories(layer_sums: dict, model_cfg) -> dict:
+  """{layer_NNN: {hit, kl}} of the memory layers of a step."""
+  sums = tree.unstack(jax.device_get(layer_sums), model_cfg)
+  return {
+    f"layer_{i:03d}": of_memory(tree.at(sums, (f"layer_{i:03d}", *path))["count_P"])
+    for i, layer in enumerate(model_cfg.layers)
+    for path, _ in runs.sections(layer)
+    if "count_P" in tree.at(sums, (f"layer_{i:03d}", *path))
+  }
+
+
+def of_memory(count_P) -> dict:
+  """What is logged of one memory layer: the share of slots chosen, how far from even the choices.
+
+  >>> of_memory(np.array([2.0, 2.0, 0.0, 0.0]))
+  {'hit': 0.5, 'kl': 0.6931}
+  """
+  load_P = np.asarray(count_P, np.float64) / max(np.sum(count_P), 1)
+  kl = np.log(len(load_P)) + np.sum(load_P * np.log(np.where(load_P > 0, load_P, 1)))
+  return {"hit": round(float(np.mean(load_P > 0)), 6), "kl": round(float(kl), 4)}
+
+
 def moe_layers(model_cfg) -> list[tuple[str, tuple]]:
   """(layer_NNN, path inside it) of every MoE layer."""
   return [

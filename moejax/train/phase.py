@@ -6,8 +6,9 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from moejax.core import dtypes, plugin
-from moejax.train import balancing, evaluate, objective, stages
+from moejax.core import dtypes, plugin, runs
+from moejax.core.plugin import Wrong
+from moejax.train import balancing, buffers, evaluate, objective, stages
 from moejax.train import mesh as meshes
 from moejax.train import step as steps
 
@@ -40,15 +41,18 @@ def knobs(cfg) -> dict:
 
 def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
   """The functions of a stage whose run config is `cfg`."""
+  _check_modalities(cfg.model, corpus)
   model = plugin.module(cfg.model).Model(cfg.model)
-  curve = schedule(cfg.train.schedule, stages.ends(cfg)[-1])
+  steps_in_all = stages.ends(cfg)[-1]
+  curve = schedule(cfg.train.schedule, steps_in_all)
   lr = lambda step: cfg.train.lr_peak * curve(step)
   precision = dtypes.filled(cfg.precision)
   token_BT = jax.ShapeDtypeStruct(micro_batch(cfg), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
-  tx = plugin.module(cfg.optim).make(cfg.optim, lr, shapes, precision.moments, trainable)
+  optim = plugin.module(cfg.optim)
+  tx = optim.make(cfg.optim, lr, shapes, precision.moments, trainable, steps_in_all)
   loss_fn = objective.make(model, precision)
-  hooks = (balancing.controllers,)
+  hooks = (balancing.controllers, buffers.refresh)
   dtype = dtypes.dtype(precision.accumulate)
   step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs(cfg), dtype)
   start = lambda token_BT: steps.init(
@@ -60,6 +64,18 @@ def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
   step = jax.jit(step, donate_argnums=0, out_shardings=(to, None))
   scores = jax.jit(evaluate.make(model, precision, corpus.tokenizer.bytes_V, len(corpus.labels)))
   return Phase(index, cfg, model, start, step, scores, template)
+
+
+def _check_modalities(model_cfg, corpus):
+  """Routers that know some number of modalities get text of so many."""
+  for layer in set(model_cfg.layers):
+    for _, part in runs.sections(layer):
+      known = getattr(part, "modalities", corpus.modalities)
+      if known != corpus.modalities:
+        raise Wrong(
+          f"{plugin.stem(part)}: it knows {known} modalities and data.modalities makes"
+          f" {corpus.modalities} (a list each, and one of all other labels); change one of them."
+        )
 
 
 def micro_batch(cfg) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from close import assert_close
 from moejax.core import config
 from moejax.core.plugin import Wrong
 from moejax.optim import adamw, ema, groups
+from moejax.schedules import linear
 
 LR = lambda step: 0.1 / (step + 1)
 
@@ -78,7 +79,14 @@ def test_rules_by_letter_and_by_path_the_first_that_matches():
 
 
 def test_decay_spares_what_sets_a_size():
-  spared = ("embed/table_VD", "norm/scale_D", "attention/bq_HA", "attention/scale_q_HA", "bias_E")
+  spared = (
+    "embed/table_VD",
+    "norm/scale_D",
+    "table/value_PF",
+    "attention/bq_HA",
+    "attention/scale_q_HA",
+    "bias_E",
+  )
   decays = ("head/table_VD", "attention/wq_DHA", "ffn/router/gate_DE", "ffn/wo_EFD")
   for name in spared + decays:
     *where, leaf = name.split("/")
@@ -137,10 +145,36 @@ def test_moments_have_their_own_dtype_and_the_second_stays_wide():
   assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
 
 
+def test_a_rule_has_a_schedule_of_its_own_also_for_one_layer_of_a_stack():
+  fall = linear.Config(peak=4.0, end=1.0)
+  rules = (groups.Config("table", lr=0.5, schedule=fall), groups.Config("layer_004", schedule=fall))
+  found = groups.settings(make_params(), rules, 0.0)
+  step, steps = jnp.int32(1), 3
+  table, stacked = found["embed"]["table_VD"], found["layers_002_005"]["0"]["ffn"]["wo_FD"]
+  assert float(groups.rate(table, 2, step, steps)) == 0.5 * 3.0
+  assert groups.rate(stacked, 3, step, steps).tolist() == [[[1.0]], [[3.0]]]
+
+  first = lambda rules: train(
+    adamw.make(adamw.Config(rules=rules, weight_decay=0.0), LR, make_params(), steps=steps), steps=1
+  )[0]
+  moved = lambda rules: first(rules)["embed"]["table_VD"] - make_params()["embed"]["table_VD"]
+  assert_close(moved(rules), 0.5 * 4.0 * moved(()))
+  with pytest.raises(Wrong, match="a schedule needs the number of all steps"):
+    groups.rate(table, 2, step, None)
+
+
 def test_a_section_with_rules_resolves_and_dumps_back():
-  section = {"b2": 0.99, "rules": [{"match": "E", "lr": 0.5}, {"match": "router", "frozen": True}]}
+  section = {
+    "b2": 0.99,
+    "rules": [
+      {"match": "E", "lr": 0.5},
+      {"match": "router", "frozen": True},
+      {"match": "P", "schedule": {"name": "linear", "peak": 4.0}},
+    ],
+  }
   cfg = config.section("optim", section)
-  assert cfg.rules == (groups.Config("E", lr=0.5), groups.Config("router", frozen=True))
+  assert cfg.rules == (groups.Config("E", lr=0.5), groups.Config("router", frozen=True),
+                       groups.Config("P", schedule=linear.Config(peak=4.0)))  # fmt: skip
   assert config.section("optim", config.dump(cfg)) == cfg
 
 
