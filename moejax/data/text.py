@@ -6,12 +6,13 @@ whatever the number of processes: the step alone says where in its data a run is
 
 import dataclasses
 import typing
+from typing import Literal
 
 import grain
 
 from moejax.core import plugin
 from moejax.core.plugin import Wrong
-from moejax.data import caches, packing, prepare
+from moejax.data import caches, kinds, packing, prepare
 from moejax.data.tokenizers import Training
 
 PREFETCH = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batches, off the main thread
@@ -27,22 +28,30 @@ class Config:
   cache: str | None = None  # a folder; None: $MOEJAX_CACHE, else ~/.cache/moejax
   text_feature: str | None = None  # tfds: which feature is the text; None: the only one there is
   label_feature: str | None = None  # tfds: which feature is the domain; None: the only class label
+  modalities: tuple = ()  # lists of labels, for routers that read the modality (data/kinds.py)
+  condition: Literal["none", "modality"] = "none"  # what routers that read a condition are told
 
   def __post_init__(self):
     if self.seq_len < 1:
       raise Wrong(f"data.seq_len is {self.seq_len}; it must be at least 1.")
     if not 0 <= self.validation < 1:
       raise Wrong(f"data.validation is {self.validation}; it must be at least 0 and below 1.")
+    if self.condition != "none" and not self.modalities:
+      raise Wrong(
+        f"data.condition is {self.condition!r} and there are no modalities; list labels in"
+        " data.modalities, or set the condition to 'none'."
+      )
 
 
 class Corpus:
   """A prepared corpus."""
 
-  def __init__(self, tokenizer, folder, about: dict, seq_len: int, seed: int):
+  def __init__(self, tokenizer, folder, about: dict, cfg: Config, seed: int):
     self.tokenizer = tokenizer
     self.labels = tuple(about["labels"])
     self.fingerprint = about["fingerprint"]
-    self._folder, self._about, self._T, self._seed = folder, about, seq_len, seed
+    self._folder, self._about, self._T, self._seed = folder, about, cfg.seq_len, seed
+    self._cfg, self._modality_Y = cfg, kinds.table(cfg.modalities, self.labels)
 
   def num_tokens(self, split: str) -> int:
     """How many tokens a split has, the ends of documents included."""
@@ -51,6 +60,17 @@ class Corpus:
   def describe(self) -> dict:
     """What the corpus is, for a report."""
     return dict(self._about)
+
+  @property
+  def modalities(self) -> int:
+    """How many kinds of text the config tells apart, 0 where it says nothing of them."""
+    return int(self._modality_Y.max()) + 1 if self._cfg.modalities else 0
+
+  def kinds(self, label_BT) -> dict:
+    """What a batch says of tokens with these labels, {} where the config has no modalities."""
+    if not self._cfg.modalities:
+      return {}
+    return kinds.of(label_BT, self._modality_Y, self._cfg.condition)
 
   def batches(self, split, batch_size, first_step=0, process=0, processes=1, epochs=None):
     """The rows of one process in the batches from `first_step` on; close() ends the reading.
@@ -76,7 +96,8 @@ class Corpus:
     def batch(step):
       first = step * batch_size + process * local
       rows = range(first, first + local)
-      return packing.unpack([windows[i] if i < size else None for i in rows], T)
+      found = packing.unpack([windows[i] if i < size else None for i in rows], T)
+      return found | self.kinds(found["label_BT"])
 
     steps = grain.MapDataset.source(range(first_step, -(-size // batch_size)))
     return iter(steps.map(batch).to_iter_dataset(PREFETCH))
@@ -111,7 +132,7 @@ def open(cfg: Config, seed: int) -> Corpus:
   what = f"{cfg.source} with {cfg.tokenizer}"
   tokens = prepare.tokens(cache, documents, known, tokenizer, what)
   folder, about = prepare.windows(cache, known, tokens, cfg, seed)
-  return Corpus(tokenizer, folder, about, cfg.seq_len, seed)
+  return Corpus(tokenizer, folder, about, cfg, seed)
 
 
 def _tokenizer(cfg, documents, known, cache):

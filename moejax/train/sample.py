@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.core import dtypes, rng
 from moejax.core.plan import RouterInputs
@@ -12,7 +13,8 @@ from moejax.train import phase, restore
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 9))
-def _write(model, precision, variables, knobs, token_T, length, key, temperature, vocab, count):
+def _write(model, precision, variables, knobs, token_T, length, key, temperature, vocab, count,
+           kinds):  # fmt: skip
   """`token_T` with `count` tokens added from `length` on; the window moves when it is full."""
   T = len(token_T)
 
@@ -21,7 +23,7 @@ def _write(model, precision, variables, knobs, token_T, length, key, temperature
     moved_T = jnp.where(length == T, jnp.roll(token_T, -1), token_T)
     length = jnp.minimum(length, T - 1)
     valid_N = jnp.arange(T) < length
-    ctx = RouterInputs(valid_N=valid_N, segment_N=valid_N.astype(jnp.int32), knobs=knobs)
+    ctx = RouterInputs(valid_N=valid_N, segment_N=valid_N.astype(jnp.int32), knobs=knobs, **kinds)
     logit_V = model.apply(variables, moved_T[None], ctx)[0][0, length - 1].astype(jnp.float32)
     logit_V = jnp.where(jnp.arange(len(logit_V)) < vocab, logit_V, -jnp.inf)
     drawn = jax.random.categorical(
@@ -48,7 +50,10 @@ def write(run, prompt: str, tokens: int, temperature: float = 0.6, seed: int = 0
   knobs = {name: value(run.step) for name, value in phase.knobs(run.cfg).items()}
   key = rng.stream(jax.random.key(seed), "sample")
   start = (run.variables, knobs, token_T, len(ids), key, temperature)
-  new = _write(run.model, dtypes.filled(run.cfg.precision), *start, tokenizer.vocab, tokens)
+  known = run.corpus.kinds(np.zeros(T, np.int32))  # as text of the first label
+  names = {"modality_BT": "modality_N", "cond_BTC": "cond_NC"}
+  kinds = {names[name]: value for name, value in known.items()}
+  new = _write(run.model, dtypes.filled(run.cfg.precision), *start, tokenizer.vocab, tokens, kinds)
   return prompt + tokenizer.decode(jax.device_get(new).tolist())
 
 

@@ -53,6 +53,7 @@ def observe(cfg, logit_NU, expert_NK, valid_N, gate_NK=None):
   groups = GROUPS * len(logit_NU) // N
   inputs = RouterInputs(
     valid_N=valid_N, seq_len=SEQ_LEN, groups=groups, num_experts=E, virtual=VIRTUAL,
+    modality_N=jnp.arange(len(logit_NU)) // SEQ_LEN % 2,  # of sequences in turn
     state=kept(plugin.module(cfg), cfg, U), extras={"light_NU": logit_NU},  # a second router's
   )  # fmt: skip
   plan = TokenPlan(expert_NK, gate_NK, E, VIRTUAL)

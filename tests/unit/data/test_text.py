@@ -215,3 +215,33 @@ def test_the_section_goes_through_the_config():
   section = config.section("data", {"seq_len": 8}, "data")
   assert section == text.Config(seq_len=8)
   assert dataclasses.replace(section, seq_len=256) == text.Config()
+
+
+def test_a_batch_says_the_modality_of_every_token(open_library):
+  corpus = open_library(modalities=(("poems",), ("notes",)), condition="modality")
+  batch = next(corpus.batches("train", 4))
+  want = np.array([2, 1, 0])[batch["label_BT"]]  # labels: mail, notes, poems
+  np.testing.assert_array_equal(batch["modality_BT"], want)
+  np.testing.assert_array_equal(batch["cond_BTC"], np.eye(3)[want])
+  assert set(next(open_library(modalities=(("poems",),)).batches("train", 4))) == {
+    *KEYS,
+    "modality_BT",
+  }
+
+
+@pytest.mark.parametrize(
+  ("lists", "match"),
+  [
+    ((("poem",),), r"data.modalities\[0\]: no document is labelled 'poem'. Did you mean 'poems'"),
+    ((("poems",), ("poems",)), r"data.modalities\[1\]: 'poems' is listed twice"),
+    (("poems",), r"data.modalities\[0\]: 'poems' is not a list of labels"),
+  ],
+)
+def test_modalities_that_cannot_be_are_refused(open_library, lists, match):
+  with pytest.raises(Wrong, match=match):
+    open_library(modalities=lists)
+
+
+def test_a_condition_without_modalities_is_refused():
+  with pytest.raises(Wrong, match="condition is 'modality' and there are no modalities"):
+    text.Config(condition="modality")
