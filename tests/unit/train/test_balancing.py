@@ -10,7 +10,7 @@ from oracle.balance import Seen, sign
 from oracle.balance import switch as loops
 
 from moejax.balance import switch
-from moejax.core import config, runs, tree
+from moejax.core import config, plugin, runs, tree
 from moejax.core.plugin import Wrong
 from moejax.layers import moe
 from moejax.train import balancing
@@ -20,9 +20,13 @@ LAYERS = [0, 1, 2, 4, 5]  # the MoE layers, in two stacks
 
 
 @functools.cache
-def model_cfg(scope="micro_batch", rule="switch", other=U):
+def model_cfg(scope="micro_batch", rule="switch", other=U, share=None):
   """Three MoE layers, a dense one, two more with experts of another width and `other` of them."""
-  balance = {"switch": {"weight": 0.5, "scope": scope}, "sign": {"speed": 0.5}}
+  balance = {
+    "switch": {"weight": 0.5, "scope": scope},
+    "sign": {"speed": 0.5},
+    "pid": {"speed": 0.5, "expert_share": share},
+  }
   layers = [{"ffn": "moe"}] * 3 + [{"ffn": "mlp"}]
   layers += [{"ffn": "moe", "moe": {"hidden": 8, "num_experts": other}}] * 2
   section = {
@@ -109,6 +113,28 @@ def test_controllers_move_every_layer_by_its_counts_and_its_own_knob():
     got_U = by_layer[f"layer_{i:03d}"]["ffn"]["router"]["bias_U"]
     np.testing.assert_allclose(got_U, want_U, rtol=1e-6, err_msg=f"layer {i}")
   assert new["placement"] == {"x": 1}
+
+
+def test_what_a_rule_keeps_stands_beside_the_state_of_its_router():
+  cfg = model_cfg(rule="pid")
+  model = plugin.module(cfg).Model(cfg)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+  state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), {"router_state": shapes["router_state"]})
+  _, new = balancing.controllers({}, state, layer_sums(cfg), {}, cfg)
+  assert jax.tree.structure(new) == jax.tree.structure(state)
+  by_layer = tree.unstack(new["router_state"], cfg)
+  for i in LAYERS:
+    count_U = np.bincount(seen_by(i).expert_NK.ravel(), minlength=U)
+    ffn = by_layer[f"layer_{i:03d}"]["ffn"]
+    error_U = 1 / U - count_U / count_U.sum()
+    np.testing.assert_allclose(ffn["pid"]["error_U"], error_U, rtol=1e-6)
+    np.testing.assert_allclose(ffn["router"]["bias_U"], 0.5 * 2 * error_U, rtol=1e-6)
+
+
+def test_a_share_of_the_choices_for_experts_needs_virtual_ids():
+  cfg = model_cfg(rule="pid", share=0.5)
+  with pytest.raises(Wrong, match="pid: expert_share 0.5 leaves .* and there are none"):
+    balancing.controllers({}, {}, layer_sums(cfg), {}, cfg)
 
 
 def test_a_model_without_controllers_keeps_its_state():
