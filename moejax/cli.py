@@ -59,9 +59,47 @@ def _lab(args) -> str:
   )  # fmt: skip
 
 
+def _trace(args) -> str:
+  """who chose what: record RUN, show FILE, replay FILE RUN, diff FILE FILE"""
+  from moejax.lab import traces
+
+  words = {"record": "RUN", "show": "FILE", "replay": "FILE RUN", "diff": "FILE FILE"}[args.what]
+  if len(args.paths) != len(words.split()):
+    raise Wrong(f"trace {args.what} needs {words}, and {len(args.paths)} were given.")
+  if args.what == "record":
+    how = {name: getattr(args, name) for name in ("out", "batches", "split", "gates", "step")}
+    return str(traces.record_run(args.paths[0], **how))
+  if args.what == "replay":
+    path, run = args.paths
+    return traces.replay_run(path, run, args.compute, args.forced_gates, args.step)
+  return {"show": traces.show, "diff": traces.diff_files}[args.what](*args.paths)
+
+
+def _counterfactual(args) -> str:
+  """regret of a router's choices and value of its experts, by forcing other choices"""
+  from moejax.lab import counterfactual
+
+  layers = args.layer.split(",") if args.layer else ()
+  how = (args.tokens, args.gates, args.seed, args.step)
+  return counterfactual.from_run(args.dir, layers, *how)
+
+
+def _matrix(args) -> str:
+  """the conformance matrix of routers, edits, dispatches, dtypes and devices"""
+  import jax
+
+  from moejax.lab import matrix
+
+  names = lambda text: text.split(",") if text else None
+  devices = [int(n) for n in names(args.devices) or ()] or None
+  if not args.devices or "8" in args.devices:
+    jax.config.update("jax_num_cpu_devices", 8)
+  return matrix.run(args.out, names(args.routers), names(args.dispatches), devices)
+
+
 VERBS = {
   "list": _list, "show": _show, "report": _report, "generate": _generate, "audit": _audit,
-  "lab": _lab,
+  "lab": _lab, "matrix": _matrix, "trace": _trace, "counterfactual": _counterfactual,
 }  # fmt: skip
 
 
@@ -85,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
   of["generate"].add_argument("--seed", type=int, default=0, help="of the draws (0)")
   of["audit"].add_argument("what", choices=["causality"], help="does a later token leak backwards")
   of["audit"].add_argument("--routers", help="only these, as topk,hash; all components without it")
+  of["matrix"].add_argument("--out", default="docs/conformance.md", help="the page")
+  of["matrix"].add_argument("--routers", help="only these, as topk,hash; all without it")
+  of["matrix"].add_argument("--dispatches", help="only these, as sort,gather; all without it")
+  of["matrix"].add_argument("--devices", help="1, 8, or 1,8 (which is the default)")
   of["lab"].add_argument("source", help="the --workdir of a run, an .npz, or drift: drawn logits")
   of["lab"].add_argument("--out", default="runs/lab", help="a folder (runs/lab)")
   of["lab"].add_argument("--router", default="sigmoid_topk", help="it chooses with a bias")
@@ -94,7 +136,27 @@ def parser() -> argparse.ArgumentParser:
   of["lab"].add_argument("--bound", type=float, default=0.5, help="on MaxVio, to settle (0.5)")
   of["lab"].add_argument("--layer", help="of a run, as layer_002; its first MoE layer without it")
   of["lab"].add_argument("--batches", type=int, default=32, help="recorded of a run (32)")
+  _words_of_choices(of["trace"], of["counterfactual"])
   return top
+
+
+def _words_of_choices(trace, counterfactual) -> None:
+  """Those of the verbs that look at single choices."""
+  trace.add_argument("what", choices=["record", "show", "replay", "diff"])
+  trace.add_argument("paths", nargs="*", metavar="PATH", help="the files and runs it needs")
+  trace.add_argument("--out", help="record: the file (RUN/traces/SPLIT_STEP.trace)")
+  trace.add_argument("--batches", type=int, default=8, help="record: how many (8)")
+  trace.add_argument("--split", default="validation", help="record: of the text (validation)")
+  trace.add_argument("--gates", default="float16", help="record: float32, none (float16)")
+  trace.add_argument("--forced-gates", action="store_true", help="replay: the file's gates, too")
+  trace.add_argument("--compute", help="replay: another dtype than the run's, as bfloat16")
+  counterfactual.add_argument("dir", metavar="DIR", help="the --workdir of a run")
+  counterfactual.add_argument("--layer", help="as layer_002,layer_003; all without it")
+  counterfactual.add_argument("--tokens", type=int, default=64, help="drawn for each layer (64)")
+  counterfactual.add_argument("--gates", default="router", help="router, or kept: the old gate")
+  counterfactual.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+  for verb in (trace, counterfactual):
+    verb.add_argument("--step", type=int, help="of the checkpoint; the newest without it")
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from moejax.core.plugin import Wrong
-from moejax.report import curves, domains, html, routing, style, tree
+from moejax.report import choices, curves, domains, html, routing, style, tree
 from moejax.report.read import Run, read
 from moejax.report.style import duration, short
 
@@ -73,9 +73,12 @@ def _number(value, form):
 def _sections(run: Run):
   """([html of every section], [all figures])."""
   maps, by_domain = routing.load_maps(run), domains.maps(run)
+  flips, flip_tables, flip_notes = choices.flips(run)
+  regret, regrets, regret_notes = choices.regret(run)
   groups = {
     "loss": curves.loss(run), "health": routing.health(run), "load": maps,
     "final": routing.final_load(run), "domains": by_domain,
+    "flips": flips, "regret": regret,
     "balance": routing.balance(run), "optimiser": curves.optimiser(run) + curves.knobs(run),
     "speed": curves.throughput(run),
   }  # fmt: skip
@@ -83,7 +86,7 @@ def _sections(run: Run):
   about_load = "Blue: more than the fair share of the choices. Orange: less."
   if len(maps) < len(run.layers):
     about_load += f" {len(maps)} of {len(run.layers)} layers are shown."
-  quiet = "".join(f"<p>{html.escape(text)}</p>" for text in routing.quiet(run))
+  quiet = _said(routing.quiet(run))
   kinds = html.table(*domains.table(run))
   sections = [
     html.section("loss", "Loss", "", figures["loss"]),
@@ -93,6 +96,10 @@ def _sections(run: Run):
     html.section("final", "Load at the end", "", figures["final"]),
     html.section("domains", "Experts by domain", domains.ABOUT,
                  figures["domains"], html.table(*domains.specialisation(run)), kinds),
+    html.section("flips", "Choices over time", choices.ABOUT_FLIPS, _said(flip_notes),
+                 figures["flips"], *(html.table(*table) for table in flip_tables)),
+    html.section("regret", "Were the choices good?", choices.ABOUT_REGRET, _said(regret_notes),
+                 figures["regret"], html.table(*regrets)),
     html.section("balance", "Balance state", "What the controller has built up.",
                  figures["balance"]),
     html.section("optimiser", "Optimiser", "", figures["optimiser"]),
@@ -103,6 +110,10 @@ def _sections(run: Run):
     html.section("environment", "Environment", "", tree.render(run.environment)),
   ]  # fmt: skip
   return sections, [plot for plots in groups.values() for plot in plots]
+
+
+def _said(sentences: list[str]) -> str:
+  return "".join(f"<p>{html.escape(text)}</p>" for text in sentences)
 
 
 def _header(run: Run, links: list[str]) -> str:

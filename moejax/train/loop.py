@@ -22,6 +22,7 @@ from moejax.train import (
   sample,
   signals,
   stages,
+  tracing,
 )
 from moejax.train import mesh as meshes
 
@@ -202,13 +203,19 @@ class Run:
   def _stage(self, at: phase.Phase, state):
     """(state, whether it ran to its end): the steps of one stage."""
     train, begin, end = at.cfg.train, int(state.step), self.ends[at.index]
-    with contextlib.closing(self._batches("train", train.batch_size, begin)) as batches:
+    replay = tracing.Replay(at, self.corpus)
+    tracer = tracing.Tracer(at, self.folder, self.corpus, self.mesh)
+    batches = self._batches("train", train.batch_size, begin)
+    with contextlib.closing(batches), contextlib.closing(tracer):
       before = None  # what the step before returned: only that one is waited for
       for step in range(begin + 1, end + 1):
-        batch = self._put(next(batches))
+        batch = self._put(replay.over(next(batches), step))
         if before is None:
           advance = self._compiled(at, state, batch)
           self.record.stage(at, begin)
+        if tracer.due(step):
+          with self.record.pause():
+            tracer.write(state, batch, step)
         state, seen = advance(state, batch)
         if before is not None and int(before["bad"]) >= train.bad_steps - 1:
           self._check_finite(at, state)

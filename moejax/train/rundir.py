@@ -23,6 +23,8 @@ FREE = (  # may differ when a run is resumed: they change neither the model nor 
   "train.keep",
   "train.bad_steps",
   "train.sample_tokens",
+  "train.trace_every",
+  "train.trace_split",
   "data.cache",
 )
 PACKAGES = ("moejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
