@@ -114,8 +114,8 @@ def test_targets_of_virtual_ids_can_be_met_by_moving_them():
 
 
 def test_longcat_moves_sum_to_zero_over_experts_exactly_at_the_mean_it_wants():
-  """16 experts, 8 identity ids, K = 6, K_e = 4: the sum is 0 where experts have 4 of 6 choices."""
-  rule = proportional.Config(1.0, expert_share=4 / 6, virtual="held")
+  """16 experts, 8 identity ids, K = 6, K_e = 3: the sum is 0 where experts have half the choices."""
+  rule = proportional.Config(1.0, expert_share=3 / 6, virtual="held")
   expert_U = jnp.asarray(np.arange(24) < 16, jnp.float32)
 
   def moves(experts, others):
@@ -126,7 +126,7 @@ def test_longcat_moves_sum_to_zero_over_experts_exactly_at_the_mean_it_wants():
     sums = {"count_U": jnp.asarray(count_U, jnp.float32), "expert_U": expert_U}
     return rule_moves(rule, sums, 24)
 
-  at, above = moves(400, 200), moves(420, 180)
+  at, above = moves(300, 300), moves(320, 280)
   np.testing.assert_allclose(at.sum(), 0, atol=1e-6)
   np.testing.assert_allclose(above.sum(), -20 / 600, rtol=1e-4)
   assert np.abs(at[:16]).max() > 1e-3
