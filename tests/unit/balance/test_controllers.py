@@ -114,7 +114,7 @@ def test_targets_of_virtual_ids_can_be_met_by_moving_them():
 
 
 def test_longcat_moves_sum_to_zero_over_experts_exactly_at_the_mean_it_wants():
-  """16 experts, 8 identity ids, K = 6, K_e = 3: the sum is 0 where experts have half the choices."""
+  """16 experts, 8 identity ids, K = 6, K_e = 3: 0 where experts have half of it."""
   rule = proportional.Config(1.0, expert_share=3 / 6, virtual="held")
   expert_U = jnp.asarray(np.arange(24) < 16, jnp.float32)
 
