@@ -1,20 +1,22 @@
 """The published softmax routers, each with its own gates, drops, losses and shared experts.
 
 Run:    python -m experiments.study conventions [--workers=2]
-Expect: losses within 2 per cent of each other. The experts of a token cost the same in all arms, a
-        router of 16 experts a hundredth of the model more than one of 8. The capacity of gshard,
-        vmoe and swin_moe looks at later tokens of the sequence, as in their papers.
+Expect: losses within 2 per cent of each other. The experts of all arms have the same parameters,
+        and those of a token cost the same; a router of 16 experts costs a hundredth of the model
+        more than one of 8. The capacity of gshard, vmoe and swin_moe looks at later tokens of the
+        sequence, as in their papers.
 """
 
 from configs.base import decoder, merge
 
+COARSE = dict(num_experts=4, hidden=128)  # for one choice: half the experts, twice as wide
 FINE = dict(num_experts=16, hidden=32)  # twice the experts, half as wide
 NONCAUSAL = ("gshard", "vmoe", "swin_moe")
 IMPORTANCE_AND_LOAD = dict(switch=None, importance=dict(weight=5e-3), load=dict(weight=5e-3))
 
 ARMS = {
   "switch": dict(
-    hidden=128,
+    **COARSE,
     router=dict(name="topk", k=1, renormalise=False, jitter=1e-2),
     edits=[dict(name="capacity", factor=1.25)],
   ),
@@ -40,7 +42,7 @@ ARMS = {
     balance=IMPORTANCE_AND_LOAD,
   ),
   "swin_moe": dict(
-    hidden=128,
+    **COARSE,
     router=dict(name="cosine", k=1, rank=8, renormalise=False),
     edits=[dict(name="capacity", factor=1.25, order="token_gate")],
     balance=IMPORTANCE_AND_LOAD,

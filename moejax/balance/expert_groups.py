@@ -55,21 +55,21 @@ def loss(sums_L, past_L, cfg):
   >>> float(loss({**half, "tokens": jnp.array([4.])}, {}, Config()))
   1.0
   """
-  count_LG, mean_LG = sums_L["count_G"], sums_L["prob_G"]
-  token_L1, all_L1 = sums_L["tokens"][:, None], sums_L["tokens"][:, None]
+  token_L1 = counted_L1 = sums_L["tokens"][:, None]
+  mean_LG, count_LG = sums_L["prob_G"] / jnp.maximum(token_L1, 1), sums_L["count_G"]
   if cfg.scope == "step" and past_L:
-    count_LG, all_L1 = count_LG + past_L["count_G"], all_L1 + past_L["tokens"][:, None]
-  mean_LG = mean_LG / jnp.maximum(token_L1, 1)
-  per_token_LG = count_LG / jnp.maximum(all_L1, 1)
-  choices_L1 = per_token_LG.sum(1, keepdims=True)
-  experts_L1 = choices_L1
-  if cfg.experts_per_token is not None:
-    experts_L1 = jnp.minimum(cfg.experts_per_token, choices_L1)
-  virtual_L1 = choices_L1 - experts_L1
-  target_LG = jnp.repeat(experts_L1 / cfg.groups, cfg.groups, axis=1)
-  target_LG = jnp.concatenate([target_LG, virtual_L1], axis=1)
-  ratio_LG = per_token_LG / jnp.where(target_LG > 0, target_LG, 1)
-  return jnp.sum(ratio_LG * mean_LG)
+    count_LG, counted_L1 = count_LG + past_L["count_G"], counted_L1 + past_L["tokens"][:, None]
+  chosen_LG = count_LG / jnp.maximum(counted_L1, 1)  # per token
+  return jnp.sum(chosen_LG / _target(chosen_LG.sum(1, keepdims=True), cfg) * mean_LG)
+
+
+def _target(choices_L1, cfg):
+  """Choices per token that each group should have; virtual ids get what experts leave."""
+  most = jnp.inf if cfg.experts_per_token is None else cfg.experts_per_token
+  experts_L1 = jnp.minimum(choices_L1, most)
+  groups = [experts_L1 / cfg.groups] * cfg.groups
+  target_LG = jnp.concatenate([*groups, choices_L1 - experts_L1], axis=1)
+  return jnp.where(target_LG > 0, target_LG, 1)
 
 
 def _check(plan, E, Z, cfg):
