@@ -11,7 +11,6 @@ Differs from the paper: tokens bid for experts instead of experts for tokens, wh
 """
 
 import dataclasses
-import math
 
 import flax.linen as nn
 import jax
@@ -71,14 +70,10 @@ def assign(score_nU, valid_n, eps, iterations: int):
 
 def _kept(expert_n, bid_n, places, U):
   """Who stays: the `places` highest bids for each expert; its price is the lowest of them."""
-  n = len(expert_n)
-  bid_Un = jnp.where(expert_n[None] == jnp.arange(U)[:, None], bid_n[None], -jnp.inf)
-  bid_Uc, token_Uc = jax.lax.top_k(bid_Un, math.ceil(n / U))
-  last = jnp.maximum(places - 1, 0)
-  lowest_U, at_U = bid_Uc[:, last], token_Uc[:, last]  # -inf where places are free
-  lowest_n, at_n = lowest_U[expert_n], at_U[expert_n]
-  stays_n = (bid_n > lowest_n) | ((bid_n == lowest_n) & (jnp.arange(n) <= at_n))  # as top_k's order
-  return jnp.where(stays_n, expert_n, -1), bid_n, jnp.maximum(lowest_U, 0)
+  expert_n = jnp.where(expert_n < 0, U, expert_n)
+  rank_n = routing.rank(expert_n, -bid_n, U)
+  price_U = jnp.zeros(U).at[jnp.where(rank_n == places - 1, expert_n, U)].set(bid_n, mode="drop")
+  return jnp.where((rank_n < places) & (expert_n < U), expert_n, -1), bid_n, price_U
 
 
 def _filled(expert_n, valid_n, places, U):

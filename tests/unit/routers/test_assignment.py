@@ -33,7 +33,8 @@ assign = jax.jit(base.assign, static_argnums=3)
 def hashed(token_N, cfg, ids=E, vocab=VOCAB):
   """(chosen ids, gates) of token ids."""
   inputs = RouterInputs(token_N=token_N, num_experts=ids, vocab=vocab)
-  plan = jax.jit(lambda inputs: moe.decide(*hash.Router(cfg).apply({}, inputs), cfg))(inputs)
+  logits = jax.jit(lambda inputs: hash.Router(cfg).apply({}, inputs))
+  plan = moe.decide(*logits(inputs), cfg)
   return np.asarray(plan.expert_NK), plan.gate_NK
 
 
@@ -164,7 +165,7 @@ def test_a_soft_layer_is_the_loop_and_its_choices_by_label_are_its_slots():
   inputs = ctx.replace(x_ND=x_ND, num_experts=E, groups=2)
   router = {"params": variables["params"]["router"]}
   logit_NE, inputs = soft.Router(soft.Config(2.0)).apply(router, inputs)
-  plan = moe.decide(logit_NE, inputs, soft.Config(2.0))
+  plan = soft.choose(logit_NE, inputs, soft.Config(2.0))
   experts = {name: np.asarray(variables["params"][name]) for name in ("wg_EDF", "wu_EDF", "wo_EFD")}
   want_ND = oracle.dispatch.run(jax.tree.map(np.asarray, plan), np.asarray(x_ND), experts)
   np.testing.assert_allclose(y_ND, want_ND, atol=1e-5)
@@ -197,8 +198,7 @@ def test_distillation_teaches_the_light_router_alone():
   x_ND = drawn.normal(3, N, D)
 
   def cross_entropy(params, x_ND):
-    y_ND, sums, _ = layer.apply({**variables, "params": params}, x_ND, ctx)
-    return sums["distill/cross_entropy"]
+    return layer.apply({**variables, "params": params}, x_ND, ctx)[1]["distill/cross_entropy"]
 
   variables = drawn.variables(layer, x_ND, ctx)
   grads, x_grad_ND = jax.jit(jax.grad(cross_entropy, argnums=(0, 1)))(variables["params"], x_ND)
