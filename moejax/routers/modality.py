@@ -83,19 +83,16 @@ class Router(nn.Module):
         f"modality: a token chooses k={cfg.k} ids and its modality may have only"
         f" {may.sum(1).min()} of them; lower model.moe.router.k or model.moe.router.own."
       )
-    modality_N = inputs.modality_N
-    if modality_N is None:
-      if not self.is_initializing():  # a model is made from tokens alone
-        raise Wrong(
-          "modality: the tokens have no modality; list the labels of each in data.modalities, or"
-          " give the model modality_N."
-        )
-      modality_N = jnp.zeros(N, jnp.int32)
+    if inputs.modality_N is None:
+      raise Wrong(
+        "modality: the tokens have no modality; list the labels of each in data.modalities, or give"
+        " the model modality_N."
+      )
     logit_NU = jnp.full((N, E + Z), -jnp.inf)
     for i in range(cfg.modalities):
       gates = [params.weight(self, f"gate{i}_DE", over="D", D=D, E=E)]
       if Z:
         gates.append(params.weight(self, f"gate{i}_DZ", over="D", D=D, Z=Z))
       own_NU = jnp.where(may[i][None], routing.logits(inputs.x_ND, *gates), -jnp.inf)
-      logit_NU = jnp.where((modality_N == i)[:, None], own_NU, logit_NU)
+      logit_NU = jnp.where((inputs.modality_N == i)[:, None], own_NU, logit_NU)
     return logit_NU, inputs

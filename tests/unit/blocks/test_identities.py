@@ -126,3 +126,52 @@ def test_layers_of_several_blocks_take_the_common_sections_they_read():
   assert (one.mlp.hidden, one.moe.hidden, one.attention.heads) == (7, 8, 2)
   assert (two.ffn.hidden, three.ffn.num_experts) == (5, 4)
   assert config.section("model", config.dump(cfg)) == cfg
+
+
+def residual(gate):
+  """A residual MoE layer: top-1 beside a dense FFN."""
+  router = {"name": "topk", "k": 1, "renormalise": False}
+  return moe_layer({"router": router, "shared": {"hidden": 8, "gate": gate}})
+
+
+def moe_layer(section):
+  cfg = config.section("ffn", {"name": "moe", **MOE, **section})
+  return plugin.module(cfg).Layer(cfg)
+
+
+def test_residual_experts_are_a_shared_expert_and_half_of_it_where_coefficients_do_not_choose():
+  """PR-MoE: the sum of its paper, and the two weights of its code at 1/2."""
+  x_ND = X_BTD.reshape(-1, D)
+  both, weighted = residual("one"), residual("coefficients")
+  variables = drawn.variables(weighted, x_ND, CTX)
+  shared = variables["params"]["shared"]
+  level = {**variables["params"], "shared": {**shared, "gate_DG": jnp.zeros((D, 2))}}
+  plain = {**variables["params"], "shared": {"mlp": shared["mlp"]}}
+  run = lambda layer, params: layer.apply({**variables, "params": params}, x_ND, CTX)[0]
+  got = jax.jit(lambda: (run(both, plain), run(weighted, level), parts(variables)))()
+  np.testing.assert_allclose(got[1], got[0] / 2, atol=1e-6)
+  np.testing.assert_allclose(got[0], sum(got[2]), atol=1e-6)
+
+
+def parts(variables):
+  """(top-1 alone, the dense FFN alone) of a residual layer."""
+  params, x_ND = dict(variables["params"]), X_BTD.reshape(-1, D)
+  dense = params.pop("shared")["mlp"]
+  alone = moe_layer({"router": {"name": "topk", "k": 1, "renormalise": False}})
+  mlp_cfg = config.section("mlp", {"hidden": 8})
+  mlp = plugin.module(mlp_cfg).Layer(mlp_cfg)
+  routed_ND = alone.apply({**variables, "params": params}, x_ND, CTX)[0]
+  return routed_ND, mlp.apply({"params": dense}, x_ND, CTX)[0]
+
+
+def test_equal_numbers_of_experts_by_layer_are_one_run_and_a_pyramid_counts_its_parameters():
+  section = {"vocab": 11, "width": D, "attention": ATTENTION, "moe": MOE}
+  by_layer = lambda experts: config.section(
+    "model", {**section, "layers": {"depth": 4, "moe": {"num_experts": experts}}}
+  )
+  uniform = config.section("model", {**section, "layers": {"depth": 4}})
+  assert by_layer([4, 4, 4, 4]) == uniform
+  expert = 3 * D * 8 + D  # three matrices, and a column of the router
+  pyramid = flops.params(by_layer([2, 2, 4, 8]))["total"]
+  assert pyramid == flops.params(uniform)["total"] and pyramid > 16 * expert
+  assert flops.params(by_layer([2, 2, 4, 9]))["total"] == pyramid + expert

@@ -117,12 +117,12 @@ def test_what_is_not_told_is_asked_for():
     (modality, modality.Config(), "no modality; list the labels of each in data.modalities"),
     (conditioned, conditioned.Config(width=C), "no condition; set data.condition='modality'"),
   ]:
-    variables = module.Router(cfg).init(jax.random.key(0), silent)  # from tokens alone, it is made
+    variables = drawn.variables(module.Router(cfg), INPUTS)
     with pytest.raises(Wrong, match=match):
       logits(module, cfg, variables, silent)
   cfg = conditioned.Config(width=5)
   with pytest.raises(Wrong, match="3 numbers per token and model.moe.router.width is 5; set it to"):
-    logits(conditioned, cfg, drawn.variables(conditioned.Router(cfg), silent), INPUTS)
+    logits(conditioned, cfg, drawn.variables(conditioned.Router(cfg), silent))
 
 
 WRONG = [

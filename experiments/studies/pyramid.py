@@ -1,0 +1,44 @@
+"""Are experts worth more in later layers, and is a dense FFN beside top-1 as good as top-2?"""
+
+import numpy as np
+
+from configs.studies.pyramid import ARMS  # noqa: F401  the arms are data and live in configs/
+from experiments import verdicts
+
+CLAIM = (
+  "Of 32 routed experts, all in the second half of the layers reach a lower held-out loss than all"
+  " in the first half, a pyramid a lower one than the same upside down, and a dense FFN beside"
+  " top-1 comes within 1 per cent of top-2."
+)
+MARGIN = 0.01
+
+
+def measure(run) -> dict:
+  """One row of the table, from a finished run."""
+  layers = (run.train[-1].get("layers") or {}).values()
+  return {
+    "loss": run.last("loss", "eval"),
+    "parameters": run.environment["parameters"]["total"],
+    "flops_per_token": run.environment["flops_per_token"],
+    "max_vio": float(np.mean([layer["max_vio"] for layer in layers])),
+  }
+
+
+def verdict(table) -> str:
+  """'holds' if all three parts do; 'fails' if one of them fails."""
+  parts = [
+    verdicts.lower(table, "loss", "second_half", than="first_half"),
+    verdicts.lower(table, "loss", "up", than="down"),
+    *(_as_good(table, arm, f"{arm}_top2") for arm in ("uniform", "up")),
+  ]
+  words = {part.split(":")[0] for part in parts}
+  word = next(word for word in ("fails", "unclear", "holds") if word in words)
+  return f"{word}: {' | '.join(parts)}"
+
+
+def _as_good(table, arm, other) -> str:
+  """Whether an arm's loss is at most MARGIN above another's."""
+  a, b = table.values(arm, "loss"), table.values(other, "loss")
+  excess, spread = a.mean() / b.mean() - 1, max(np.ptp(a), np.ptp(b)) / b.mean()
+  word = "holds" if excess <= MARGIN else "fails" if excess - spread > MARGIN else "unclear"
+  return f"{word}: loss {arm} {100 * excess:+.2f} % of {other}, spread {100 * spread:.2f} %"
