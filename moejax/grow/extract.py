@@ -1,12 +1,13 @@
 """Extraction: a dense FFN becomes experts, each made of the hidden units that one domain uses most.
 
-Paper:  Cai et al. 2024 (Read-ME), arXiv:2410.19123. The expert of a domain is a slice of the dense
-        FFN, so that with a gate of 1 it computes exactly what the FFN would with the other units
-        masked. Units that all domains use can be one shared expert, computed once.
-Differs from the paper: the alternation between router and backbone is left to the stages of a run;
-        `scores` has what its router learns from (routers/pregate.py, distillation).
+Paper:  Cai et al. 2024 (Read-ME), arXiv:2410.19123.
+Differs from the paper: the router and the backbone are not trained in turns; `scores` has what the
+        paper's router learns from (routers/pregate.py, distillation).
 
-The statistics come first: stats["activation"] of `apply` is what `statistics` returns.
+The expert of a domain is a slice of the dense FFN: with a gate of 1 it computes what the FFN would
+with the other units masked. Units that all domains use can be one shared expert, computed once.
+The statistics come first: stats["activation"] of `apply` is what `statistics` returns, so that a
+program calls both; a stage of a run has no statistics and is refused.
 """
 
 import dataclasses
@@ -32,6 +33,11 @@ class Config:
   def __post_init__(self):
     if not 0 < self.remain_rate <= 1:
       raise Wrong(f"extract: remain_rate is {self.remain_rate}; it is a part, above 0 and up to 1.")
+    if getattr(self.moe, "shared", None):
+      raise Wrong(
+        "extract: the shared expert is made of the units that all domains use; set transform.fused"
+        " and leave transform.moe.shared out."
+      )
 
 
 def statistics(model, variables, batches) -> dict:
@@ -138,7 +144,14 @@ def _masks(model_cfg, stats, cfg) -> dict:
       f"extract: layers {list(chosen)} are asked for and the dense ones are {dense}; name some of"
       " those in transform.only."
     )
-  return {i: masks(stats["activation"][f"layer_{i:03d}"], cfg.remain_rate) for i in chosen}
+  size_of = {i: np.asarray(stats["activation"][f"layer_{i:03d}"]) for i in chosen}
+  for i, size_YF in size_of.items():
+    if not size_YF.any(1).all():
+      raise Wrong(
+        f"extract: in layer_{i:03d} the domains {np.flatnonzero(~size_YF.any(1)).tolist()} moved no"
+        " unit; give statistics() text of every domain."
+      )
+  return {i: masks(size_YF, cfg.remain_rate) for i, size_YF in size_of.items()}
 
 
 def _section(i, mask_YF, cfg):
@@ -155,7 +168,7 @@ def _section(i, mask_YF, cfg):
       f"extract: in layer_{i:03d} all experts have the same {common} units and none of their own;"
       " lower transform.remain_rate, or set transform.fused=False."
     )
-  joined = shared.Config(hidden=common) if common else cfg.moe.shared
+  joined = shared.Config(hidden=common) if common else None
   return dataclasses.replace(cfg.moe, hidden=own, shared=joined)
 
 

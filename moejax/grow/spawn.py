@@ -1,10 +1,11 @@
 """Spawning: a dense FFN becomes E experts that start as copies of it, behind a fresh router.
 
-Paper:  Nie et al. 2021 (EvoMoE), arXiv:2112.14397, phase 1. Right after spawning without
-        variation every expert is the old FFN, so gates that sum to one leave the model's function
-        as it was; `noise`, `redrawn` and `masked` make the experts differ at once, before the
-        router has to.
+Paper:  Nie et al. 2021 (EvoMoE), arXiv:2112.14397, phase 1.
 Differs from the paper: how much of the weights it masks is not stated; here it is a field.
+
+Right after spawning without variation every expert is the old FFN, so gates that sum to one leave
+the model's function as it was; `noise`, `redrawn` and `masked` make the experts differ at once,
+before the router has to.
 """
 
 import dataclasses

@@ -146,6 +146,16 @@ def test_what_cannot_be_extracted_is_refused(fields, sentence):
     applied(make_cfg(**fields))
 
 
+def test_a_shared_expert_of_its_own_and_a_domain_without_text_are_refused():
+  with pytest.raises(Wrong, match="leave transform.moe.shared out"):
+    config.section("transform", {"name": "extract", "moe": {"shared": {"hidden": 4}}})
+  model, _, by_layer, size = dense()
+  empty = {name: leaf * np.array([[1.0], [0.0], [1.0]]) for name, leaf in size.items()}
+  with pytest.raises(Wrong, match=r"layer_000 the domains \[1\] moved no unit"):
+    stats = {"key": jax.random.key(0), "activation": empty}
+    extract.apply(by_layer, model.cfg, stats, make_cfg())
+
+
 def test_without_activations_it_says_where_to_get_them():
   model, _, by_layer, _ = dense()
   with pytest.raises(Wrong, match="call statistics"):
