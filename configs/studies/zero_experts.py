@@ -7,11 +7,12 @@ Expect: with the controller 4 of a token's 6 choices are experts, on average and
 
 from configs.base import decoder, merge
 
-SIX = dict(router=dict(name="biased_topk", k=6, scale=4.0), virtual=["identity"] * 8)
+# the gates are scaled by 2, as experts are cut in two (half the usual hidden)
+SIX = dict(router=dict(name="biased_topk", k=6, scale=2.0), virtual=["identity"] * 8)
 
 ARMS = {
   "fixed": dict(
-    router=dict(name="biased_topk", k=4, scale=4.0), balance=dict(switch=None, pid=dict())
+    router=dict(name="biased_topk", k=4, scale=2.0), balance=dict(switch=None, pid=dict())
   ),
   "controlled": dict(SIX, balance=dict(switch=None, pid=dict(expert_share=4 / 6, virtual="held"))),
   "free": dict(SIX, balance=dict(switch=None)),
