@@ -11,7 +11,7 @@ from configs.base import decoder, merge
 
 ONE = dict(num_experts=8, hidden=128)  # one choice of 128 hidden units
 TWO = dict(num_experts=16, hidden=64)  # two of 64
-STEPS, LEARNING = 150, 40  # all, and those in which the light router of StableMoE learns
+STEPS, LEARNING = 120, 30  # all, and those in which the light router of StableMoE learns
 
 ARMS = {
   "hash": dict(**ONE, router=dict(name="hash"), balance=dict(switch=None)),

@@ -11,7 +11,7 @@ CLAIM = (
 )
 SEVERAL = ("gshard", "deepseek")
 ONE = tuple(arm for arm in ARMS if arm not in ("hash", *SEVERAL))
-TOLERANCE = 0.03  # of the FLOPs per token: what the routers themselves cost
+TOLERANCE = 0.04  # of the FLOPs per token: what the routers themselves cost
 
 
 def measure(run) -> dict:
@@ -31,7 +31,8 @@ def verdict(table) -> str:
   """'holds' if every comparison of the claim is clear, 'fails' if one is clearly the other way."""
   cost = {arm: table.values(arm, "flops_per_token")[0] for arm in ARMS}
   if max(cost.values()) / min(cost.values()) - 1 > TOLERANCE:
-    return f"unclear: FLOPs per token differ by more than {TOLERANCE:.0%}: {cost}"
+    numbers = ", ".join(f"{arm} {value:.4g}" for arm, value in cost.items())
+    return f"unclear: FLOPs per token differ by more than {TOLERANCE:.0%}: {numbers}"
   loss = {arm: table.values(arm, "loss").mean() for arm in ARMS}
   best = min(SEVERAL, key=lambda arm: loss[arm])
   pairs = [(arm, "hash") for arm in (*ONE, *SEVERAL)] + [(best, arm) for arm in ONE]
