@@ -5,8 +5,8 @@ Expect: experts in later layers are worth more than in early ones, and a dense F
         routed expert is worth two routed experts at half the dispatch.
 
 PR-MoE is the arm "up": a pyramid whose layers have a shared FFN beside top-1, added as they are;
-its code weighs the two by a softmax, which is the shared gate "coefficients". In all arms 32 experts
-are routed to.
+its code weighs the two by a softmax, which is the shared gate "coefficients". Every arm has 32
+routed experts.
 """
 
 from configs.base import decoder, merge
