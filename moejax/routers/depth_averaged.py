@@ -64,7 +64,7 @@ def select(logit_NU, inputs, cfg):
   >>> from moejax.core.plan import RouterInputs
   >>> state = {"bias_U": jnp.array([0.0, 0.0, 0.2])}
   >>> inputs = RouterInputs(num_experts=2, virtual=("zero",), state=state)
-  >>> select(jnp.log(jnp.array([[.4, .3, .3], [.6, .3, .1]])), inputs, Config(k=2)).tolist()
+  >>> select(jnp.log(jnp.array([[.4, .3, .3], [.6, .35, .05]])), inputs, Config(k=2)).tolist()
   [[2, -1], [0, 1]]
   """
   score_NU = jax.lax.stop_gradient(jax.nn.softmax(logit_NU)) + inputs.state["bias_U"][None]

@@ -77,7 +77,7 @@ def distillation(logit_NE, score_NE) -> jax.Array:
 
   >>> score_NE = jnp.array([[9.0, 0.0], [0.0, 9.0]])
   >>> distillation(jnp.array([[1.0, 0.0], [1.0, 0.0]]), score_NE).round(3).tolist()
-  [0.501, 1.126]
+  [0.501..., 1.126...]
   """
   E, log_NE = logit_NE.shape[1], jax.nn.log_softmax(logit_NE)
   score_NE = jax.lax.stop_gradient(score_NE)
