@@ -4,6 +4,8 @@
 moejax/trace/format.py. In training: moejax/train/tracing.py.
 """
 
+import contextlib
+import itertools
 import pathlib
 
 import numpy as np
@@ -36,13 +38,13 @@ def record(run, path, batches, split: str = "given", gates: str = "float16") -> 
 
 
 def record_run(workdir, out=None, batches: int = 8, split="validation", gates="float16", step=None):
-  """The same over text of the run; the file goes to its traces/ unless `out` says where."""
+  """The same over text of the run, as many batches as there are; `out`: not in its traces/."""
   if split not in prepare.SPLITS:
     raise Wrong(f"trace: there is no split {split!r}. {plugin.hint(split, prepare.SPLITS)}")
   run = restore.load(workdir, step)
   path = out or pathlib.Path(workdir) / "traces" / f"{split}_{run.step}.trace"
-  some = ((i, scoring.batch_at(run, split, i)) for i in range(batches))
-  return record(run, path, some, split, gates)
+  with contextlib.closing(run.corpus.batches(split, run.cfg.train.batch_size)) as some:
+    return record(run, path, enumerate(itertools.islice(some, batches)), split, gates)
 
 
 def show(path) -> str:
@@ -129,8 +131,7 @@ def diff_files(a, b) -> str:
 def differences(found: dict) -> str:
   """Tables of what diff.compare found."""
   layers = [[name, v["rate"], v["tokens"], v["choices"]] for name, v in found["layers"].items()]
-  span = lambda v: f"{v['from']:g} to {v['to']:g}"
-  margins = [[span(v), v["rate"], v["choices"]] for v in found["margins"] if v["choices"]]
+  margins = [[diff.span(v), v["rate"], v["choices"]] for v in found["margins"] if v["choices"]]
   labels = [[name, v["rate"], v["choices"]] for name, v in found["labels"].items() if v["choices"]]
   return "\n\n".join([
     plain.table(["layer", "flipped choices", "tokens with a flip", "choices"], layers),

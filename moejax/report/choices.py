@@ -41,7 +41,7 @@ def flips(run: Run):
   last, newest = found[max(found)], max(found)
   tables = [
     (["margin of the boundary", "flipped", "choices"], [
-      [f"{v['from']:g} to {v['to']:g}", _percent(v["rate"]), f"{v['choices']:,}"]
+      [diff.span(v), _percent(v["rate"]), f"{v['choices']:,}"]
       for v in last["margins"] if v["choices"]
     ]),
     (["kind of text", "flipped", "choices"], [
@@ -78,13 +78,13 @@ def _traces(run):
   blocks, heads, notes = {}, [], []
   for path in sorted((run.path / "traces").glob("*.trace")):
     try:
+      if formats.read_head(path).about.get("split") != "validation":
+        continue
       trace = formats.read(path)
     except Wrong as reason:
       notes.append(str(reason))
       continue
     notes += [trace.damage] if trace.damage else []
-    if trace.head.about.get("split") != "validation":
-      continue
     if heads and trace.head.layers != heads[0].layers:
       notes.append(f"{path.name} is of other layers than the first trace; it is left out.")
       continue

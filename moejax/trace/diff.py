@@ -85,6 +85,18 @@ def of_pairs(found: list[tuple[Block, Block]], head) -> dict:
   }
 
 
+def span(margins: dict) -> str:
+  """The name of one of `margins`.
+
+  >>> span({"from": 0.1, "to": 0.3}), span({"from": 0.3, "to": np.inf})
+  ('0.1 to 0.3', 'above 0.3')
+  """
+  low, high = margins["from"], margins["to"]
+  if np.isinf(low):
+    return f"below {high:g}"
+  return f"above {low:g}" if np.isinf(high) else f"{low:g} to {high:g}"
+
+
 def _share(part, whole) -> float:
   return float(part) / max(float(whole), 1.0)
 

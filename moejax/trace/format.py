@@ -144,12 +144,31 @@ class Writer:
 
 def read(path) -> Trace:
   """The whole blocks of a file; what comes after the last of them is told in `damage`."""
+  head, end = _start(path)
   path = pathlib.Path(path)
+  data = path.read_bytes()
+  frames = list(_frames(data, end))
+  blocks = [decode(head, part) for _, part in frames]
+  end = frames[-1][0] if frames else end
+  return Trace(path, head, blocks, _damage(path, data, end, blocks))
+
+
+def read_head(path) -> Head:
+  """What the blocks of a file are of, without reading them."""
+  return _start(path)[0]
+
+
+def _start(path):
+  """(head, where the first block begins)."""
+  path, first = pathlib.Path(path), len(MAGIC) + PREFIX.size
   if not path.is_file():
     raise Wrong(f"trace: there is no file {path}; `moejax trace record RUN` writes one.")
-  data = path.read_bytes()
-  if not data.startswith(MAGIC):
-    raise Wrong(f"trace: {path} is no trace; give a file that `moejax trace record` wrote.")
+  with path.open("rb") as file:
+    data = file.read(first)
+    if not data.startswith(MAGIC):
+      raise Wrong(f"trace: {path} is no trace; give a file that `moejax trace record` wrote.")
+    if len(data) == first:
+      data += file.read(PREFIX.unpack_from(data, len(MAGIC))[0])
   found = _frame(data, len(MAGIC))
   if found is None:
     raise Wrong(f"trace: {path} is truncated or damaged within its head; record it again.")
@@ -157,11 +176,7 @@ def read(path) -> Trace:
   content = json.loads(content)
   if content.pop("format") != FORMAT:
     raise Wrong(f"trace: {path} is not of format {FORMAT}, which this version reads; record again.")
-  head = Head(**{**content, "labels": tuple(content["labels"])})
-  frames = list(_frames(data, end))
-  blocks = [decode(head, part) for _, part in frames]
-  end = frames[-1][0] if frames else end
-  return Trace(path, head, blocks, _damage(path, data, end, blocks))
+  return Head(**{**content, "labels": tuple(content["labels"])}), end
 
 
 def _damage(path, data, end, blocks):
