@@ -38,7 +38,7 @@ def doubly_stochastic(logit_nU, valid_n, tolerance: float, iterations: int):
   """
   U, tiny = logit_nU.shape[1], 1e-30  # tiny: a group may be all padding
   below_nU = logit_nU - logit_nU.max(1, keepdims=True)
-  power_nU = jnp.exp(jnp.maximum(below_nU, -50)) * valid_n[:, None]  # no column underflows
+  power_nU = jnp.exp(jnp.maximum(below_nU, -50))  # no column underflows
   row = lambda factor_U: valid_n / jnp.maximum(power_nU @ factor_U, tiny)
 
   def once(carry):
