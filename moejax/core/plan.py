@@ -8,6 +8,7 @@ of that axis one device holds):
   M dispatched rows   D width   F expert width   H, J query and key/value heads   A head width
   R rank, or replicas   Y labels of tokens
   S experts held in memory (E, unless a placement table says otherwise)
+  P rows of a memory, one per slot   Q keys of one half of a query (layers/product_keys.py)
 
 An expert id is -1 for an unused choice, 0..E-1 for an expert, E..U-1 for a virtual one.
 """
