@@ -143,6 +143,7 @@ def test_skips_are_unlikely_at_first_and_the_bias_has_no_gradient():
   assert_close(plan.gate_NK[:, 0], jax.nn.softmax(logit_NU).max(1))
 
 
+@pytest.mark.slow  # the battery over models has it for the memory of routers/recurrent.py
 def test_layers_in_a_scan_average_as_layers_one_by_one_do():
   section = {
     "vocab": 11, "width": 8, "layers": [{"ffn": "moe"}] * 3,
