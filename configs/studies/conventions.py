@@ -56,6 +56,45 @@ ARMS = {
   ),
 }
 
+PAPERS = {  # what of an arm is published under its name
+  "switch": (
+    "Switch: one choice, weighed by its probability; jitter; capacity by position.",
+    "Fedus et al. 2021, arXiv:2101.03961",
+  ),
+  "gshard": (
+    "GShard top-2: a random second expert; capacity for first choices before second ones.",
+    "Lepikhin et al. 2020, arXiv:2006.16668",
+  ),
+  "mixtral": (
+    "Mixtral: softmax over the two chosen, dropless.",
+    "Jiang et al. 2024, arXiv:2401.04088",
+  ),
+  "qwen2": (
+    "Qwen2-MoE: gates as they are, beside a gated shared expert.",
+    "Yang et al. 2024, arXiv:2407.10671",
+  ),
+  "qwen3": (
+    "Qwen3-MoE: renormalised gates, no shared expert.",
+    "Yang et al. 2025, arXiv:2505.09388",
+  ),
+  "olmoe": (
+    "OLMoE: many small experts, gates as they are, the z-loss.",
+    "Muennighoff et al. 2024, arXiv:2409.02060",
+  ),
+  "vmoe": (
+    "V-MoE: noisy top-k, batch-prioritised capacity, importance and load losses.",
+    "Riquelme et al. 2021, arXiv:2106.05974",
+  ),
+  "swin_moe": (
+    "Swin-MoE: cosine router, batch-prioritised capacity.",
+    "Liu et al. 2022, arXiv:2111.09883; Hwang et al. 2022 (Tutel), arXiv:2206.03382",
+  ),
+  "deepseekmoe": (
+    "DeepSeekMoE: fine-grained experts, gates as they are, beside shared ones.",
+    "Dai et al. 2024, arXiv:2401.06066",
+  ),
+}
+
 
 def get_config(arm="mixtral"):
   """The brief recipe, shorter still, with one arm's MoE layer."""

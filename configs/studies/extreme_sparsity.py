@@ -29,6 +29,13 @@ ARMS = {
   ),
 }
 
+PAPERS = {
+  "schedule": (
+    "Progressive sparsification: low layers start with more choices and end with one.",
+    "Sigma-MoE-Tiny 2025, arXiv:2512.16248",
+  ),
+}
+
 
 def get_config(arm="schedule"):
   """The brief recipe with 32 experts, one of them for a token in the end."""

@@ -18,6 +18,7 @@ import numpy as np
 from moejax.core import config, plugin
 from moejax.core.plan import RouterInputs
 from moejax.core.plugin import Failed, Wrong
+from moejax.lab import drawn
 from moejax.report import index
 
 B, T, CUT, VOCAB, TRIALS = 2, 12, 6, 24, 8
@@ -146,7 +147,9 @@ def leaks(section: dict) -> tuple[float, float, float]:
   given = {
     "weight_N": jnp.ones(B * T), "valid_N": jnp.ones(B * T, bool), "cond_NC": _conditions(draw),
   }  # fmt: skip
-  variables = _variables(model, token_BT, given, kind_BT, draw)
+  ctx = RouterInputs(modality_N=jnp.asarray(kind_BT.ravel())).replace(**given)
+  start = lambda: model.init(jax.random.key(0), jnp.asarray(token_BT), ctx)
+  variables = drawn.variables(start, draw)
   later_T = np.arange(T) >= CUT
 
   def run(token_BT, kind_BT, key=None, valid_T=None):
@@ -176,26 +179,10 @@ def _conditions(draw):
 @functools.partial(jax.jit, static_argnums=0)
 def _bits(model, variables, token_BT, kind_N, given):
   """log2 of every probability."""
-  ctx = RouterInputs(modality_N=kind_N, segment_N=given["valid_N"].astype(jnp.int32), **given)
+  segment_N = given["valid_N"].astype(jnp.int32)
+  ctx = RouterInputs(modality_N=kind_N, segment_N=segment_N).replace(**given)
   logit_BTV, _ = model.apply(variables, token_BT, ctx)
   return jax.nn.log_softmax(logit_BTV.astype(jnp.float32)) / jnp.log(2.0)
-
-
-def _variables(model, token_BT, given, kind_BT, draw):
-  """Numbers off their start, large enough for choices that are not even; nothing is compiled."""
-  ctx = RouterInputs(modality_N=jnp.asarray(kind_BT.ravel()), **given)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(token_BT), ctx)
-
-  def leaf(path, shape):
-    collection, name = path[0].key, path[-1].key
-    if collection != "params":
-      start = np.arange(shape.shape[-2])[:, None] if name == "slot_ER" else 0
-      return jnp.asarray(start + np.zeros(shape.shape), shape.dtype)
-    value = draw.normal(size=shape.shape)
-    value = 1 + 0.1 * value if name.startswith("scale") else 0.5 * value
-    return jnp.asarray(value, shape.dtype)
-
-  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def table(rows: list[Row]) -> str:

@@ -4,6 +4,7 @@ Files are parsed, not imported, so that a list takes no time and comments next t
 """
 
 import ast
+import importlib
 import json
 import pathlib
 import pkgutil
@@ -16,6 +17,7 @@ from moejax.core.plugin import Wrong
 
 PACKAGE = pathlib.Path(moejax.__file__).parent
 RESULTS = PACKAGE.parent / "docs" / "results"
+CONFIGS = PACKAGE.parent / "configs"
 MACHINERY = ("core", "report", "train", "perf", "lab")  # folders in which a file is no choice
 
 
@@ -67,13 +69,15 @@ def component(family: str, name: str) -> Component:
   """One component, from its file."""
   if name not in plugin.names(family):
     raise Wrong(f"{family} has no {name!r}. {plugin.hint(name, plugin.names(family))}")
-  path = PACKAGE.joinpath(*family.split("."), f"{name}.py")
-  if not path.is_file():
+  folders = importlib.import_module(f"moejax.{family}").__path__
+  paths = (pathlib.Path(folder) / f"{name}.py" for folder in folders)
+  path = next((path for path in paths if path.is_file()), None)
+  if path is None:
     return Component(family, name, "", [], False)
   text = path.read_text(encoding="utf-8")
   tree = ast.parse(text)
-  config = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
-  fields = _fields(config, text.splitlines()) if config else []
+  config = _class(tree, "Config")
+  fields = _inherited(config) + _fields(config, text.splitlines()) if config else []
   return Component(family, name, ast.get_docstring(tree) or "", fields, config is not None)
 
 
@@ -108,36 +112,63 @@ def page(family: str, name: str) -> str:
 
 def markdown() -> str:
   """docs/papers.md: every mechanism with a paper."""
-  head = ("mechanism", "family", "what it is", "paper", "study", "last verdict")
+  head = ("mechanism", "family", "what it is", "paper", "study", "verdict", "date")
   out = [
     "# Mechanisms and their papers",
     "",
-    "Made by `python -m moejax list --markdown > docs/papers.md` from the files themselves.",
+    "Made by `python -m moejax list --markdown > docs/papers.md` from the files themselves. A name",
+    "of the family `configs` is a setting of other rows: an arm of a study, or an architecture.",
     "",
     f"| {' | '.join(head)} |",
     f"|{'---|' * len(head)}",
   ]
+  for family, name, file, what, paper, study in [*_mechanisms(), *_arms(), *_architectures()]:
+    link = r"[arXiv:\1](https://arxiv.org/abs/\1)"
+    paper = re.sub(r"arXiv:(\d+\.\d+)", link, paper)
+    result = _result(study)
+    verdict = result.get("verdict", "none") if result else "not run yet" if study else ""
+    row = (f"[{name}](../{file})", family, what, paper, study, verdict, result.get("date", ""))
+    out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |")
+  return "\n".join(out)
+
+
+def _mechanisms():
+  """(family, name, file, what it is, paper, study) of every component with a paper."""
   for family in families():
     for c in components(family):
       if c.says("Paper"):
-        file = f"[{c.name}](../moejax/{family.replace('.', '/')}/{c.name}.py)"
-        link = r"[arXiv:\1](https://arxiv.org/abs/\1)"
-        paper = re.sub(r"arXiv:(\d+\.\d+)", link, c.says("Paper"))
-        study = pathlib.PurePath(c.says("Study")).stem
-        verdict = last_verdict(study) or ("not run yet" if study else "")
-        row = (file, family, c.summary, paper, study, verdict)
-        out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |")
-  return "\n".join(out)
+        file, study = f"moejax/{family.replace('.', '/')}/{c.name}.py", c.says("Study")
+        yield family, c.name, file, c.summary, c.says("Paper"), pathlib.PurePath(study).stem
+
+
+def _arms():
+  """The same of published names that are settings: PAPERS of a study, arm -> (what, paper)."""
+  for path in sorted((CONFIGS / "studies").glob("[a-z]*.py")):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+      if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PAPERS":
+        for arm, (what, paper) in ast.literal_eval(node.value).items():
+          yield "configs", arm, f"configs/studies/{path.name}", what, paper, path.stem
+
+
+def _architectures():
+  """The same of published architectures."""
+  for path in sorted((CONFIGS / "models").glob("[a-z]*.py")):
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    c = Component("configs", path.stem, doc, [], False)
+    yield "configs", c.name, f"configs/models/{path.name}", c.summary, c.says("Paper"), ""
 
 
 def last_verdict(study: str) -> str:
   """The verdict in docs/results/<study>.json with its date, "" where there is none."""
-  path = RESULTS / f"{pathlib.PurePath(study).stem}.json"
-  if not study or not path.is_file():
-    return ""
-  result = json.loads(path.read_text(encoding="utf-8"))
+  result = _result(study)
   dated = f" ({result['date']})" if result.get("date") else ""
-  return f"{result.get('verdict', 'none')}{dated}"
+  return f"{result.get('verdict', 'none')}{dated}" if result else ""
+
+
+def _result(study: str) -> dict:
+  """What the last run of a study wrote, {} where there was none."""
+  path = RESULTS / f"{pathlib.PurePath(study).stem}.json"
+  return json.loads(path.read_text(encoding="utf-8")) if study and path.is_file() else {}
 
 
 def defaults(family: str, name: str) -> dict:
@@ -162,6 +193,21 @@ def _known(family: str) -> str:
   if not match:
     raise Wrong(f"there is no family {family!r}. {plugin.hint(family, known)}")
   return match[0]
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
+  return next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+
+
+def _inherited(config: ast.ClassDef) -> list[Field]:
+  """The fields of a class of moejax/core that a Config starts from, as `controllers.Aim`."""
+  out = []
+  for base in config.bases:
+    module, _, name = ast.unparse(base).rpartition(".")
+    text = PACKAGE.joinpath("core", f"{module}.py").read_text(encoding="utf-8")
+    found = _class(ast.parse(text), name)
+    out += _fields(found, text.splitlines()) if found else []
+  return out
 
 
 def _fields(config: ast.ClassDef, lines: list[str]) -> list[Field]:

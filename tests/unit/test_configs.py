@@ -2,6 +2,7 @@
 
 import pathlib
 import pkgutil
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,14 @@ def test_every_config_is_a_model(source):
     stacked = path[0].key.startswith("layers_")
     assert leaf.ndim == len(axes.letters(path[-1].key)) + stacked, path
   config.resolve(cfg)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "/studies/" in file])
+def test_the_published_names_of_a_study_are_arms_of_it(file):
+  module, _ = flags.find(file)
+  for arm, (what, paper) in getattr(module, "PAPERS", {}).items():
+    assert arm in module.ARMS and what.endswith("."), f"{file}: PAPERS[{arm!r}]"
+    assert re.search(r"\d{4}", paper), f"{file}: PAPERS[{arm!r}] names no paper of any year"
 
 
 def test_every_file_is_looked_at():

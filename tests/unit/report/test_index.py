@@ -57,6 +57,10 @@ def test_the_last_verdict_is_that_of_the_results(tmp_path, monkeypatch):
   (tmp_path / "made_up.json").write_text(json.dumps(result))
   assert index.last_verdict("configs/studies/made_up.py") == "unclear: 1.0 against 1.0 (2025-01-31)"
   assert "not run yet" in index.markdown()
+  (tmp_path / "conventions.json").write_text(json.dumps(result))
+  row = next(line for line in index.markdown().splitlines() if line.startswith("| [mixtral]"))
+  assert "(../configs/studies/conventions.py) | configs | Mixtral: softmax over" in row
+  assert row.endswith("| conventions | unclear: 1.0 against 1.0 | 2025-01-31 |")
 
 
 def test_docs_are_fresh():

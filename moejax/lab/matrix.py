@@ -1,0 +1,257 @@
+"""The conformance matrix: every router x edits x dispatch x dtype x number of devices.
+
+A cell is one small MoE layer: its output and the gradients of its input, router and experts,
+against dense dispatch in float32 on one device (einsum where the router mixes tokens, which dense
+refuses). With bfloat16 the same rounded tokens and weights go through both, so that choices are the
+same. Eight devices are data:2,expert:4. Pieces are compiled once and shared by all cells that have
+them. `python -m moejax matrix` writes the page docs/conformance.md, section by section.
+"""
+
+import functools
+import itertools
+import pathlib
+import re
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moejax.core import axes, plugin
+from moejax.core.plan import RouterInputs
+from moejax.core.plugin import Failed, Wrong
+from moejax.lab import drawn
+from moejax.layers import experts, moe
+
+N, T, D, E, F, VOCAB = 64, 8, 8, 8, 8, 9  # a group of tokens is a sequence
+DTYPES = {"float32": 1e-4, "bfloat16": 0.1}  # allowed: part of the largest entry of each array
+DEVICES = {1: {}, 8: {"data": 2, "expert": 4}}
+
+
+class Cell(typing.NamedTuple):
+  """Errors by dtype and milliseconds of forward and backward, or why it cannot be."""
+
+  router: str
+  edits: tuple
+  dispatch: str
+  devices: int
+  error: dict
+  ms: float = 0.0
+  refused: str = ""
+
+  @property
+  def green(self) -> bool:
+    """Whether everything is as in the oracle."""
+    return all(self.error[name] <= most for name, most in DTYPES.items() if name in self.error)
+
+  def text(self, notes: list[str]) -> str:
+    """As the page shows it."""
+    if self.refused:
+      return f"refused [{notes.index(self.refused) + 1}]"
+    sizes = " / ".join(f"{error:.0e}" for error in self.error.values())
+    return f"{'🟢' if self.green else '🔴'} {sizes}, {self.ms:.0f} ms"
+
+
+def combinations() -> list[tuple]:
+  """The lists of edits: none, each alone, and each behind capacity, which gives slots.
+
+  >>> combinations()[:2], ("capacity", "renormalise") in combinations()
+  ([(), ('capacity',)], True)
+  """
+  names = plugin.names("edits")
+  pairs = [("capacity", name) for name in names if name != "capacity"]
+  return [(), *((name,) for name in names), *pairs]
+
+
+@functools.cache
+def setup(name: str):
+  """(router Config, its variables, what it sees) of a router."""
+  module, draw = plugin.load("routers", name), np.random.default_rng(0)
+  cfg = module.Config()
+  normal = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.bfloat16).astype(jnp.float32)
+  carry = module.init_carry(cfg, N) if hasattr(module, "init_carry") else {}
+  inputs = RouterInputs(
+    x_ND=normal(N, D), valid_N=jnp.arange(N) % 7 > 0, seq_len=T, groups=N // T, num_experts=E,
+    token_N=jnp.asarray(draw.integers(0, VOCAB, N), jnp.int32), vocab=VOCAB, carry=carry,
+    modality_N=jnp.arange(N) % 2, cond_NC=normal(N, 2), key=jax.random.key(3),
+  )  # fmt: skip
+  if hasattr(module, "Shared"):
+    unit = module.Shared(cfg)
+    found = drawn.variables(lambda: unit.init(jax.random.key(0), inputs), draw)
+    inputs = inputs.replace(shared={name: unit.apply(found, inputs)})
+  start = lambda: module.Router(cfg).init(jax.random.key(0), inputs)
+  return cfg, drawn.variables(start, draw), inputs
+
+
+def weights() -> dict:
+  """The leaves of the experts, as bfloat16 can hold them."""
+  draw = np.random.default_rng(1)
+  shapes = {"wg_EDF": (E, D, F), "wu_EDF": (E, D, F), "wo_EFD": (E, F, D)}
+  draws = {name: 0.3 * draw.normal(size=shape) for name, shape in shapes.items()}
+  return {k: jnp.asarray(v, jnp.bfloat16).astype(jnp.float32) for k, v in draws.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _route(cfg, variables, inputs):
+  logit_NU, inputs = plugin.module(cfg).Router(cfg).apply(variables, inputs)
+  return moe.decide(logit_NU, inputs, cfg), logit_NU, inputs
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _edit(cfg, plan, logit_NU, inputs):
+  return plugin.module(cfg).edit(plan, logit_NU, inputs, cfg)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _dispatch(name, dtype, plan, x_ND, params):
+  module = plugin.load("dispatch", name)
+  low = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+  return module.run(plan, x_ND.astype(dtype), experts.gated(low), module.Config())[0]
+
+
+def outcome(name, edits, dispatch, dtype, x_ND, params):
+  """(y, gradients of tokens, router and experts) of a function of y."""
+  cfg, variables, inputs = setup(name)
+  configs = [plugin.load("edits", edit).Config() for edit in edits]
+
+  def loss(x_ND, router, params):
+    given = {**variables, "params": router}
+    plan, logit_NU, seen = _route(cfg, given, inputs.replace(x_ND=x_ND))
+    for edit in configs:
+      plan = _edit(edit, plan, logit_NU, seen)
+    y_ND = _dispatch(dispatch, dtype, plan, x_ND, params).astype(jnp.float32)
+    return jnp.sum(jnp.sin(y_ND)), y_ND
+
+  grad_fn = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+  (_, y_ND), grads = grad_fn(x_ND, variables["params"], params)
+  return jax.device_get((y_ND, grads))
+
+
+@functools.cache
+def oracle(name, edits):
+  """The outcome that a cell is compared with."""
+  arguments = (setup(name)[2].x_ND, weights())
+  try:
+    return outcome(name, edits, "dense", "float32", *arguments)
+  except Wrong:  # mixtures
+    return outcome(name, edits, "einsum", "float32", *arguments)
+
+
+def difference(got, want) -> float:
+  """The largest one, as a part of the largest entry of its array."""
+  parts = [
+    np.abs(np.float64(a) - np.float64(b)).max(initial=0) / max(np.abs(b).max(initial=0), 1e-3)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+  ]
+  return float(np.max(parts))
+
+
+def measure(name: str, edits: tuple, dispatch: str, devices: int) -> Cell:
+  """One cell."""
+  here, error, ms = DEVICES[devices], {}, 0.0
+  # without axes: a mesh of one device, on which nothing is cut
+  mesh = jax.make_mesh(
+    tuple(here.values()) or (1,), tuple(here) or ("data",),
+    (jax.sharding.AxisType.Auto,) * max(len(here), 1), devices=jax.devices()[:devices],
+  )  # fmt: skip
+  try:
+    want = oracle(name, edits)
+    with jax.set_mesh(mesh):
+      put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
+      x_ND = put(setup(name)[2].x_ND, P(tuple(here) or None))
+      params = jax.tree.map(put, weights(), axes.specs(weights(), mesh))
+      for dtype in DTYPES:
+        got = outcome(name, edits, dispatch, dtype, x_ND, params)
+        error[dtype] = difference(got, want)
+      start = time.perf_counter()
+      outcome(name, edits, dispatch, "float32", x_ND, params)
+      ms = 1e3 * (time.perf_counter() - start)
+  except Wrong as reason:
+    return Cell(name, edits, dispatch, devices, {}, refused=str(reason))
+  return Cell(name, edits, dispatch, devices, error, ms)
+
+
+def cells(routers=None, dispatches=None, devices=None, edits=None):
+  """The product, or the part of it that is named, cell by cell."""
+  for given, family in ((routers, "routers"), (dispatches, "dispatch")):
+    for name in given or ():
+      plugin.load(family, name)
+  devices = tuple(DEVICES) if devices is None else tuple(devices)
+  if max(devices) > len(jax.devices()):
+    raise Wrong(
+      f"matrix: {max(devices)} devices are asked for and there are {len(jax.devices())}; set"
+      f" JAX_NUM_CPU_DEVICES={max(devices)}, or ask for fewer."
+    )
+  product = itertools.product(
+    routers or plugin.names("routers"), combinations() if edits is None else edits,
+    dispatches or plugin.names("dispatch"), devices,
+  )  # fmt: skip
+  for at in product:
+    yield measure(*at)
+
+
+def section(found: list[Cell]) -> str:
+  """The part of the page about one router."""
+  notes = list(dict.fromkeys(cell.refused for cell in found if cell.refused))
+  columns = list(dict.fromkeys((cell.dispatch, cell.devices) for cell in found))
+  red = sum(not cell.green for cell in found)
+  refused = sum(bool(cell.refused) for cell in found)
+  worst = [max((c.error[d] for c in found if d in c.error), default=0) for d in DTYPES]
+  lines = [
+    f"## {found[0].router}", "",
+    f"{len(found) - red - refused} green, {red} red, {refused} refused; worst error"
+    f" {worst[0]:.0e} in float32, {worst[1]:.0e} in bfloat16.", "",
+    f"| edits | {' | '.join(f'{name}, {n}' for name, n in columns)} |",
+    f"|{'---|' * (len(columns) + 1)}",
+  ]  # fmt: skip
+  for edits in dict.fromkeys(cell.edits for cell in found):
+    row = {(c.dispatch, c.devices): c.text(notes) for c in found if c.edits == edits}
+    cells = [row.get(column, "") for column in columns]
+    lines.append(f"| {', '.join(edits) or 'none'} | {' | '.join(cells)} |")
+  footnotes = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
+  return "\n".join(lines + ([""] + footnotes if footnotes else []))
+
+
+HEAD = """# Conformance
+
+Made by `python -m moejax matrix`; `--routers=a,b` makes only their sections again. A cell is one
+MoE layer of {N} tokens: output and gradients of tokens, router and experts against dense dispatch
+in float32 on one device (einsum where a router mixes tokens). Columns are dispatch and devices (8:
+`data:2,expert:4`). 🟢 or 🔴: largest error in float32 / in bfloat16, as part of the largest entry
+of its array, allowed up to {allowed}; time of forward and backward, called piece by piece. Every
+component has its default config. Refused: with the sentence below the table."""
+
+
+def page(sections: dict[str, str]) -> str:
+  """The whole page; routers that are no more lose their section."""
+  allowed = " / ".join(f"{most:.0e}" for most in DTYPES.values())
+  known = [sections[name] for name in plugin.names("routers") if name in sections]
+  return "\n\n".join([HEAD.format(N=N, allowed=allowed), *known]) + "\n"
+
+
+def read(text: str) -> dict[str, str]:
+  """The sections of a page by router."""
+  parts = re.split(r"^## ", text, flags=re.M)[1:]
+  return {part.partition("\n")[0]: f"## {part.rstrip()}" for part in parts}
+
+
+def run(out="docs/conformance.md", routers=None, dispatches=None, devices=None) -> str:
+  """What `python -m moejax matrix` does: measures, writes the page, fails where a cell is red."""
+  path, red, lines = pathlib.Path(out), [], []
+  sections = read(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  product = cells(routers, dispatches, devices)
+  for name, group in itertools.groupby(product, lambda cell: cell.router):
+    found = list(group)
+    sections[name] = section(found)
+    red += [cell for cell in found if not cell.green]
+    lines.append(f"{name}: {sections[name].splitlines()[2]}")
+    path.write_text(page(sections), encoding="utf-8")  # what is done is kept
+  if red:
+    print("\n".join(lines))
+    which = ", ".join(dict.fromkeys(f"{c.router} with {c.dispatch}" for c in red))
+    raise Failed(f"matrix: {len(red)} cells are red ({which}); see {path}.")
+  return "\n".join([*lines, f"written to {path}"])
