@@ -19,6 +19,8 @@ SECTIONS = {
   "attention": {"heads": 2, "kv_heads": 1, "head_width": 4},
   "moe": {"num_experts": 4, "hidden": 8, "dispatch": {"name": "dense"}},
   "mlp": {"hidden": 8},
+  "ssm": {"hidden": 8, "states": 2, "rank": 2, "taps": 3},
+  "workspace": {"slots": 2, "width": 4},
 }
 
 

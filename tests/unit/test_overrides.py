@@ -30,6 +30,10 @@ PLACES = {  # folder -> where its component stands in a config
   "grow": "stages",
 }
 NAMED_FIRST = ("routers", "dispatch", "schedules", "blocks")  # where a section has another name
+HOSTS = {  # layers that only some blocks have: (block, its section)
+  "ssm": ("hydra", "ssm"), "workspace": ("hydra", "workspace"), "pkm": ("memory", "memory"),
+  "peer": ("memory", "memory"), "ultramem": ("memory", "memory"), "table": ("memory", "memory"),
+}  # fmt: skip
 LISTS = {  # places that hold a list of sections
   "model.moe.edits": "[{section}]",
   "optim.rules": "[{section}]",
@@ -61,6 +65,10 @@ def another(field, kind):
 def words(folder, name, values: dict) -> list[str]:
   """The overrides that set fields of a component."""
   place = PLACES.get(f"{folder}/{name}", PLACES[folder]).format(name=name)
+  if folder == "layers" and name in HOSTS:
+    block, key = HOSTS[name]
+    section = {"name": "pkm", "table": values} if name == "table" else {"name": name, **values}
+    return [f"model.layers[1].name={block}", f"model.layers[1].{key}={section!r}"]
   if (folder, name) == ("train", "stages"):
     return [f"stages=[{dict(values, steps=3)!r}]"]
   if place in LISTS:
