@@ -5,8 +5,8 @@ Plan:   TokenPlan, best choices of all groups first, then second ones.   State: 
         Tokens: independent.
 Causal: yes.
 Study:  configs/studies/moge_balance.py
-Differs from the paper: groups have no default there; here one group is plain top-k. A knob k_active
-        that is no multiple of the groups leaves the last of them behind.
+Differs from the paper: one group, the default, is plain top-k, and may hold virtual ids. A knob
+        k_active that is no multiple of the groups leaves the last of them behind.
 """
 
 import dataclasses
