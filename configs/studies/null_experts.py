@@ -24,6 +24,13 @@ ARMS = {
   ),
 }
 
+PAPERS = {
+  "null": (
+    "Dynamic capacity: top-p over experts and a null one, under one softmax with the shared one.",
+    "Uni-MoE-2.0 2025, arXiv:2511.12609",
+  ),
+}
+
 
 def get_config(arm="null"):
   """The brief recipe with narrow experts and one arm's layer."""

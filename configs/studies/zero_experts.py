@@ -18,6 +18,13 @@ ARMS = {
   "free": dict(SIX, balance=dict(switch=None)),
 }
 
+PAPERS = {
+  "controlled": (
+    "LongCat-Flash: identity experts among the others, and a controller of the mean number.",
+    "LongCat-Flash 2025, arXiv:2509.01322",
+  ),
+}
+
 
 def get_config(arm="controlled"):
   """The brief recipe with 16 narrow experts, about four of them for a token."""

@@ -13,10 +13,11 @@ BOUND = 2.0  # the colour scale ends at 2**-2 and 2**2 times the fair share
 
 
 def health(run: Run) -> list[Plot]:
-  """One figure per number that layers log; those that never left zero are left out."""
+  """One figure per number that layers log; what never left zero is left out, and a fixed K."""
   logged = {key for row in run.train for layer in (row.get("layers") or {}).values()
             for key, value in layer.items() if isinstance(value, int | float)}  # fmt: skip
-  known = [key for key in KEYS["layers"] if key in logged and key != "bias_max"]
+  other = {"bias_max"} | ({"choices"} if len(_values(run, "choices")) < 2 else set())
+  known = [key for key in KEYS["layers"] if key in logged - other]
   plots = (per_layer(run, key) for key in known + sorted(logged - {*KEYS["layers"]}))
   return [plot for plot in plots if plot]
 
