@@ -126,7 +126,7 @@ def outcome(name, edits, dispatch, dtype, x_ND, params):
     return jnp.sum(jnp.sin(y_ND)), y_ND
 
   grad_fn = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-  (_, y_ND), grads = grad_fn(x_ND, variables["params"], params)
+  (_, y_ND), grads = grad_fn(x_ND, variables.get("params", {}), params)
   return jax.device_get((y_ND, grads))
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from experiments import bench
-from experiments.benches import train_step
-from moejax.core import config
+from experiments.benches import routers, train_step
+from moejax.core import config, plugin
 from moejax.core.plugin import Wrong
 from moejax.models import decoder
 from pallas_kernels import timing
@@ -21,6 +21,7 @@ from pallas_kernels.grouped_matmul import cases
     (["grouped_matmul", "extra"], "'extra' is no option"),
     (["grouped_matmul", "--compare=nowhere.json"], "'nowhere.json' cannot be read"),
     (["grouped_matmul", "--cases=E31", "--allocator=system"], "no case 'E31'. Did you mean"),
+    (["routers", "--routers=topq", "--allocator=system"], "no router 'topq'. Did you mean 'topk'"),
     (["train_step", "--shapes=C", "--allocator=system"], "no shape 'C'. Known: A, B, tiny"),
     (["train_step", "--who=moe,hff", "--allocator=system"], "no 'hff'. Did you mean 'hf'"),
   ],
@@ -76,3 +77,15 @@ def test_transformers_takes_its_turns():
   options = {**train_step.OPTIONS, "shapes": "tiny", "who": "moe,hf", "rounds": 1, "steps": 2}
   (row,) = train_step.run({**options, "allocator": "system"})
   assert row["of hf"] > 0
+
+
+@pytest.mark.slow
+def test_every_router_is_measured_against_topk():
+  sizes = {"tokens": 64, "width": 8, "experts": 8, "hidden": 8, "rounds": 2}
+  rows = list(routers.run({**routers.OPTIONS, **sizes}))
+  assert [row["case"] for row in rows] == [
+    "topk",
+    *(n for n in plugin.names("routers") if n != "topk"),
+  ]
+  assert rows[0]["route of topk"] == rows[0]["layer of topk"] == 1.0
+  assert rows[0]["router MFLOP"] == round(2e-6 * 64 * 8 * 8, 2) and rows[0]["choices"] == 2
