@@ -67,7 +67,9 @@ def words(folder, name, values: dict) -> list[str]:
   place = PLACES.get(f"{folder}/{name}", PLACES[folder]).format(name=name)
   if folder == "layers" and name in HOSTS:
     block, key = HOSTS[name]
-    section = {"name": "pkm", "table": values} if name == "table" else {"name": name, **values}
+    section = {"name": name, **values}
+    if name == "table":  # the row that a lookup starts from is known to one of its readers alone
+      section = {"name": "ultramem" if "pre" in values else "pkm", "table": values}
     return [f"model.layers[1].name={block}", f"model.layers[1].{key}={section!r}"]
   if (folder, name) == ("train", "stages"):
     return [f"stages=[{dict(values, steps=3)!r}]"]
