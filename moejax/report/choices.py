@@ -20,12 +20,13 @@ ABOUT_FLIPS = (
 )
 ABOUT_REGRET = (
   "The weakest choice of single held-out tokens was replaced by every other expert. Regret: what"
-  " the best one in hindsight would have gained. Value: what a layer without the expert would lose."
+  " the best one in hindsight would have gained. Captured: how far the router goes from a random"
+  " expert (0) to the best (1). Value: what the layer would lose without the expert."
 )
 COLUMNS = {
-  "tokens": "tokens drawn", "loss": "loss", "oracle": "loss, best expert",
-  "random": "loss, random expert", "regret": "regret", "captured": "captured", "rank": "mean rank",
-  "alternatives": "of", "best_share": "already best", "cheap_error": "error of the cheap way",
+  "tokens": "tokens", "loss": "loss", "oracle": "best expert",
+  "random": "random expert", "regret": "regret", "captured": "captured", "rank": "mean rank",
+  "alternatives": "of", "best_share": "already best", "cheap_error": "cheap error",
 }  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def test_another_checkpoint_is_told_by_its_flips_and_its_loss(trace, traced):
   assert np.isclose(flipped(found["margins"]), flipped(found["layers"].values()))
 
 
+@pytest.mark.slow
 def test_given_batches_and_another_precision(run, tmp_path):
   batches = {7: scoring.batch_at(run, "train", 1)}
   path = traces.record(run, tmp_path / "given.trace", batches.items())

@@ -56,6 +56,18 @@ def test_a_step_recorded_on_held_out_text_has_the_same_text_each_time(settings, 
   ).any()
 
 
+@pytest.mark.mesh
+def test_on_a_mesh_the_trace_is_that_of_one_device_and_can_be_replayed(traced, settings, tmp_path):
+  path = pathlib.Path(traced.workdir, FILE)
+  cfg = settings(trace_every=1, steps=1, replay=str(path))
+  loop.fit(dataclasses.replace(cfg, mesh="data:2"), tmp_path / "m", terminal=False)
+  (got,), want = formats.read(tmp_path / "m" / FILE).blocks, formats.read(path).blocks[0]
+  assert got.text == want.text
+  for name, layer in want.layers.items():
+    np.testing.assert_array_equal(got.layers[name]["expert_NK"], layer["expert_NK"])
+    np.testing.assert_allclose(got.layers[name]["gate_NK"], layer["gate_NK"], atol=2e-3)
+
+
 @pytest.mark.slow
 def test_training_follows_the_trace(traced, settings, tmp_path):
   other = formats.read(pathlib.Path(traced.workdir, FILE))
@@ -150,7 +162,8 @@ def test_forced_choices_are_bit_for_bit_the_free_ones_and_the_router_learns():
     lambda batch: jax.value_and_grad(loss_fn, has_aux=True)(params, state, batch, None, {}, {})
   )
   free = {**batch, "forced_BTLK": jnp.full((3, 8, 2, 2), -2)}
-  choices = tracing.make(model, dtypes.Config())({"params": params, **state}, batch, None, {})
+  choices = jax.jit(tracing.make(model, dtypes.Config()))
+  choices = choices({"params": params, **state}, batch, None, {})
   labels = jnp.zeros_like(token_BT)
   block = tracing.block(0, 0, {**batch, "label_BT": labels}, jax.device_get(choices))
   laid = {**batch, "forced_BTLK": tracing.forced(block, 2, slice(None), 8)["forced_BTLK"]}
