@@ -61,14 +61,17 @@ class Choices(typing.NamedTuple):
     return self.score(batch)["loss_BT"].astype(np.float64)
 
 
-def measure(run, layer: str, tokens: int = 64, gates: str = "router", seed: int = 0) -> dict:
-  """Regret of `tokens` drawn held-out tokens, and the value of every expert, at one layer."""
+def measure(run, layer: str, tokens: int = 64, gates="router", seed: int = 0, score=None) -> dict:
+  """Regret of `tokens` drawn held-out tokens, and the value of every expert, at one layer.
+
+  `score` is the scoring.Score of the run, where there is one already: it need not compile again.
+  """
   U = _ids(run, layer)
   if gates not in ("router", "kept"):
     raise Wrong(f"counterfactual: gates is {gates!r}; use 'router' or 'kept'.")
   if tokens < 1:
     raise Wrong(f"counterfactual: {tokens} tokens are none; ask for at least 1.")
-  free = _free(run, layer, U, gates == "kept")
+  free = _free(run, layer, U, gates == "kept", score or scoring.Score(run))
   can_RT = free.valid_RT & (free.expert_RTK >= 0).any(2)
   places = np.argwhere(can_RT)
   some = np.random.default_rng(seed).permutation(len(places))[:tokens]
@@ -124,6 +127,8 @@ def value(free: Choices, U: int) -> np.ndarray:
 def alternatives(expert_K, weak, U: int) -> np.ndarray:
   """[U, K]: the choices with each id in the place of the weakest; all -2 where it is there already.
 
+  A token without any choice, as padding, has no alternative.
+
   >>> alternatives(np.array([2, 0]), 1, 3).tolist()
   [[2, 0], [2, 1], [-2, -2]]
   """
@@ -131,6 +136,7 @@ def alternatives(expert_K, weak, U: int) -> np.ndarray:
   out_UK[:, weak] = np.arange(U)
   others = np.delete(expert_K, weak)
   out_UK[others[others >= 0]] = -2
+  out_UK[:] = np.where((expert_K >= 0).any(), out_UK, -2)
   return out_UK
 
 
@@ -163,8 +169,12 @@ def from_run(workdir, layers=(), tokens: int = 64, gates: str = "router", seed=0
   """Measures layers of a run, all with a router unless some are named; writes FILE, and tables."""
   run, file = restore.load(workdir, step), pathlib.Path(workdir) / FILE
   layers = layers or [name for name, _ in metrics.moe_layers(run.cfg.model)]
-  found = {layer: measure(run, layer, tokens, gates, seed) for layer in layers}
-  before = json.loads(file.read_text())["layers"] if file.exists() else {}
+  score = scoring.Score(run)
+  found = {layer: measure(run, layer, tokens, gates, seed, score) for layer in layers}
+  try:
+    before = json.loads(file.read_text())["layers"]
+  except (OSError, ValueError, KeyError):  # there is none, or none that can be read
+    before = {}
   file.write_text(json.dumps({"layers": {**before, **found}}, indent=1) + "\n")
   rows = [[name, *(one[column] for column in COLUMNS)] for name, one in found.items()]
   parts = [plain.table(["layer", *COLUMNS], rows)]
@@ -175,10 +185,10 @@ def from_run(workdir, layers=(), tokens: int = 64, gates: str = "router", seed=0
   return "\n\n".join([*parts, str(file)])
 
 
-def _free(run, layer: str, U: int, kept: bool) -> Choices:
+def _free(run, layer: str, U: int, kept: bool, score) -> Choices:
   """The first held-out batch, in parts of as many rows as there are alternatives."""
   batch = scoring.batch_at(run, "validation", 0)
-  score, R = scoring.Score(run), len(batch["token_BT"])
+  R = len(batch["token_BT"])
   widest, T, parts = score.widest(batch), run.cfg.data.seq_len, []
   for first in range(0, R, U):
     rows = np.arange(first, first + U) % R  # the last part begins again, to be as long

@@ -55,7 +55,7 @@ def by_hand(run):
 
 @pytest.fixture(scope="module")
 def free(run):
-  return counterfactual._free(run, "layer_001", U, kept=False)
+  return counterfactual._free(run, "layer_001", U, False, scoring.Score(run))
 
 
 def test_one_token_at_a_time_is_the_loop_that_forces_by_hand(free, by_hand):
@@ -129,7 +129,7 @@ def test_the_verb_writes_a_table_and_a_file(traced, capsys):
 
 def test_taking_over_the_gate_leaves_the_weight_of_the_other_choice(run):
   """With gates="kept" the router's own choice is as it was, and the alternatives differ."""
-  kept = counterfactual._free(run, "layer_001", U, kept=True)
+  kept = counterfactual._free(run, "layer_001", U, True, scoring.Score(run))
   row = int(np.argmax(kept.valid_RT.sum(1)))
   t = int(np.flatnonzero(kept.valid_RT[row])[0])
   own_PU, _ = counterfactual.exact(kept, np.array([[row, t]]), U)
