@@ -97,12 +97,10 @@ def documented(family: str, name: str, setting: dict) -> bool | None:
   (True, False)
   """
   claims = index.component(family, name).says("Causal").split(". ")
-  words = [str(value) for value in setting.values()] or [""]
-  for claim in claims:
-    head, _, tail = claim.partition(":")
-    if claim.startswith(("yes", "no")) or (words != [""] and any(w in head for w in words)):
-      word = claim if claim.startswith(("yes", "no")) else tail.strip()
-      return word.startswith("yes")
+  named = [c for c in claims if any(str(v) in c.partition(":")[0] for v in setting.values())]
+  for claim in [*(c.partition(":")[2].strip() for c in named), *claims]:
+    if claim.startswith(("yes", "no")):
+      return claim.startswith("yes")
   return None
 
 

@@ -2,7 +2,7 @@
 
 Paper:  Chaudhary and Browne 2025 (Hydra), arXiv:2508.15099.
 Plan:   TokenPlan.   State: none.   Tokens: coupled inside a document.
-Causal: yes with the pools "previous" and "first"; "mean" looks at the whole chunk.
+Causal: yes. Pool mean: no - it looks at the whole chunk.
 Study:  configs/studies/chunk_routing.py
 Differs from the paper: its text gives no formula, so what a chunk is chosen by is a design of this
         file. Logits are pooled, which is the same as pooling tokens, since the router is linear.
