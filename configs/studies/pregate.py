@@ -16,7 +16,7 @@ ARMS = {
 
 def get_config(arm="layerwise"):
   """The brief recipe with one expert of double width per token, and one arm's router."""
-  changes = dict(hidden=128, router=ARMS[arm])
+  changes: dict = dict(hidden=128, router=ARMS[arm])
   if arm == "hash":  # nothing there learns to be even
     changes["balance"] = dict(switch=None)
   return merge(decoder.brief(), model=dict(moe=changes))
