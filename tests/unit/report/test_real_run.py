@@ -18,7 +18,7 @@ MODEL = {
   "attention": {"heads": 1, "kv_heads": 1, "head_width": 8},
   "moe": {
     "num_experts": 4, "hidden": 8, "router": {"name": "sigmoid_topk", "k": 2},
-    "balance": {"switch": {"weight": 0.01}, "sign": {}},
+    "balance": {"switch": {"weight": 0.01}, "sign": {}}, "edits": [{"name": "skip"}],
   },
   "layers": [{"ffn": "moe"}],
 }  # fmt: skip
