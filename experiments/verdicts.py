@@ -50,6 +50,25 @@ def lower(table: Table, column: str, arm: str, than: str) -> str:
   )
 
 
+def close(table: Table, column: str, arms, margin: float) -> str:
+  """Whether the worst arm is inside a margin (a share) of the best one with every seed.
+
+  >>> rows = [{"arm": a, "seed": 0, "loss": x} for a, x in (("a", 1.0), ("b", 1.01))]
+  >>> close(Table(rows), "loss", ("a", "b"), margin=0.02)
+  'holds: best a 1.0000, worst b 1.0100; gap 1.00 % (1.00 to 1.00 over 1 seeds), margin 2 %'
+  """
+  of = {arm: table.values(arm, column) for arm in arms}
+  best, worst = (pick(of, key=lambda arm: of[arm].mean()) for pick in (min, max))
+  gap_S = of[worst] / of[best] - 1
+  inside = gap_S <= margin
+  word = "holds" if inside.all() else "unclear" if inside.any() else "fails"
+  return (
+    f"{word}: best {best} {of[best].mean():.4f}, worst {worst} {of[worst].mean():.4f}; gap"
+    f" {100 * gap_S.mean():.2f} % ({100 * gap_S.min():.2f} to {100 * gap_S.max():.2f} over"
+    f" {len(gap_S)} seeds), margin {100 * margin:.0f} %"
+  )
+
+
 def weakest(*parts: str) -> str:
   """The word for a claim of several parts, from their words or verdicts.
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from configs.studies.conventions import ARMS
+from experiments import verdicts
 
 CLAIM = (
   "The published softmax conventions end within 2 per cent of each other's held-out loss at equal"
@@ -26,13 +27,4 @@ def measure(run) -> dict:
 
 def verdict(table) -> str:
   """'holds' if the worst is inside the margin of the best with every seed, 'fails' if with none."""
-  loss = {arm: table.values(arm, "loss") for arm in ARMS}
-  best, worst = (pick(loss, key=lambda arm: loss[arm].mean()) for pick in (min, max))
-  gap_S = loss[worst] / loss[best] - 1
-  inside = gap_S <= MARGIN
-  word = "holds" if inside.all() else "unclear" if inside.any() else "fails"
-  return (
-    f"{word}: best {best} {loss[best].mean():.4f}, worst {worst} {loss[worst].mean():.4f}; gap"
-    f" {100 * gap_S.mean():.2f} % ({100 * gap_S.min():.2f} to {100 * gap_S.max():.2f} over"
-    f" {len(gap_S)} seeds), margin {100 * MARGIN:.0f} %"
-  )
+  return verdicts.close(table, "loss", ARMS, MARGIN)
