@@ -21,7 +21,7 @@ def measure(run) -> dict:
   return {
     "loss": run.last("loss", "eval"),
     "max_vio": float((mean_LU.max(1) * mean_LU.shape[1] - 1).mean()),
-    "dead": float(np.mean([layer["dead"] for layer in layers])),
+    "dead": run.layer_mean("dead"),
     "bias_max": max(layer.get("bias_max", 0.0) for layer in layers),
   }
 

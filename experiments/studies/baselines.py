@@ -1,7 +1,5 @@
 """Do the classic routers come out in the order of their papers on a small text?"""
 
-import numpy as np
-
 from configs.studies.baselines import ARMS
 from experiments import verdicts
 
@@ -16,12 +14,10 @@ TOLERANCE = 0.04  # of the FLOPs per token: what the routers themselves cost
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = run.train[-1]["layers"].values()
-  mean_of = lambda key: float(np.mean([layer[key] for layer in layers]))
   return {
     "loss": run.last("loss", "eval"),
-    "max_vio": mean_of("max_vio"),
-    "drop_fraction": mean_of("drop_fraction"),
+    "max_vio": run.layer_mean("max_vio"),
+    "drop_fraction": run.layer_mean("drop_fraction"),
     "flops_per_token": run.environment["flops_per_token"],
     "tokens_per_s": run.last("tokens_per_s"),
   }

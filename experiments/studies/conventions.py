@@ -1,7 +1,5 @@
 """Does it matter for the loss which of the published softmax conventions is followed?"""
 
-import numpy as np
-
 from configs.studies.conventions import ARMS
 from experiments import verdicts
 
@@ -14,13 +12,11 @@ MARGIN = 0.02
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = (run.train[-1].get("layers") or {}).values()
-  mean_of = lambda key: float(np.mean([layer[key] for layer in layers]))
   return {
     "loss": run.last("loss", "eval"),
-    "load_entropy": mean_of("load_entropy"),
-    "max_vio": mean_of("max_vio"),
-    "drop_fraction": mean_of("drop_fraction"),
+    "load_entropy": run.layer_mean("load_entropy"),
+    "max_vio": run.layer_mean("max_vio"),
+    "drop_fraction": run.layer_mean("drop_fraction"),
     "flops_per_token": run.environment["flops_per_token"],
   }
 

@@ -12,10 +12,9 @@ EQUAL = 0.01  # of the FLOPs of the arm without slices
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = (run.train[-1].get("layers") or {}).values()
   return {
     "loss": run.last("loss", "eval"),
-    "max_vio": sum(layer["max_vio"] for layer in layers) / len(layers),
+    "max_vio": run.layer_mean("max_vio"),
     "flops_per_token": run.environment["flops_per_token"],
     "parameters": run.environment["parameters"]["total"],
   }

@@ -12,8 +12,7 @@ CLAIM = (
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = (run.train[-1].get("layers") or {}).values()
-  skipped = float(np.mean([layer["skip_fraction"] for layer in layers]))
+  skipped = run.layer_mean("skip_fraction")
   return {"loss": run.last("loss", "eval"), "skipped": skipped}
 
 

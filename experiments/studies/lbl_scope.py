@@ -15,7 +15,6 @@ CLAIM = (
 
 def measure(run) -> dict:
   """One row of the table, from a finished run; bits, less what chance alone would show."""
-  layers = (run.train[-1].get("layers") or {}).values()
   found = domains.of(run)
   if found is None:
     raise Failed(f"{run.path} has no line of kind domains; the corpus needs labels.")
@@ -26,7 +25,7 @@ def measure(run) -> dict:
   return {
     "loss": run.last("loss", "eval"),
     "information": float(np.mean(bits)),
-    "max_vio": float(np.mean([layer["max_vio"] for layer in layers])),
+    "max_vio": run.layer_mean("max_vio"),
   }
 
 

@@ -14,11 +14,10 @@ MARGIN = 0.01
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = run.train[-1]["layers"].values()
   return {
     "loss": run.last("loss", "eval"),
-    "load_entropy": float(np.mean([layer["load_entropy"] for layer in layers])),
-    "max_vio": float(np.mean([layer["max_vio"] for layer in layers])),
+    "load_entropy": run.layer_mean("load_entropy"),
+    "max_vio": run.layer_mean("max_vio"),
     "flops_per_token": run.environment["flops_per_token"],
     "tokens_per_s": run.last("tokens_per_s"),
   }

@@ -15,12 +15,11 @@ MARGIN = 0.01
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = (run.train[-1].get("layers") or {}).values()
   return {
     "loss": run.last("loss", "eval"),
     "parameters": run.environment["parameters"]["total"],
     "flops_per_token": run.environment["flops_per_token"],
-    "max_vio": float(np.mean([layer["max_vio"] for layer in layers])),
+    "max_vio": run.layer_mean("max_vio"),
   }
 
 

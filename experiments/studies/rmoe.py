@@ -20,12 +20,11 @@ BATCHES = 4  # of held-out text, for the choices of neighbouring layers
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = run.train[-1]["layers"].values()
   return {
     "loss": run.last("loss", "eval"),
     "mutual_information": neighbours(run.path),
-    "load_entropy": float(np.mean([layer["load_entropy"] for layer in layers])),
-    "margin": float(np.mean([layer["margin"] for layer in layers])),
+    "load_entropy": run.layer_mean("load_entropy"),
+    "margin": run.layer_mean("margin"),
   }
 
 

@@ -10,13 +10,11 @@ MARGIN = 0.02
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  layers = (run.train[-1].get("layers") or {}).values()
-  mean_of = lambda key: float(np.mean([layer[key] for layer in layers]))
   return {
     "loss": run.last("loss", "eval"),
-    "load_entropy": mean_of("load_entropy"),
-    "max_vio": mean_of("max_vio"),
-    "drop_fraction": mean_of("drop_fraction"),
+    "load_entropy": run.layer_mean("load_entropy"),
+    "max_vio": run.layer_mean("max_vio"),
+    "drop_fraction": run.layer_mean("drop_fraction"),
     "tokens_per_s": run.last("tokens_per_s"),
   }
 

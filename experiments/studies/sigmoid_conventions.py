@@ -17,8 +17,8 @@ def measure(run) -> dict:
   layers = run.train[-1]["layers"].values()
   return {
     "loss": run.last("loss", "eval"),
-    "load_entropy": float(np.mean([layer["load_entropy"] for layer in layers])),
-    "max_vio": float(np.mean([layer["max_vio"] for layer in layers])),
+    "load_entropy": run.layer_mean("load_entropy"),
+    "max_vio": run.layer_mean("max_vio"),
     "bias_max": float(np.max([layer["bias_max"] for layer in layers])),
   }
 

@@ -65,6 +65,10 @@ class Run:
     """(steps, y) of a number that is logged per layer."""
     return _xy(self.train, lambda row: _of_layer(row, layer).get(key), "step")
 
+  def layer_mean(self, key: str) -> float:
+    """The mean over the layers with routers of a number, at the newest logged step."""
+    return float(np.mean([layer[key] for layer in self.train[-1]["layers"].values()]))
+
   def load(self, layer: str):
     """(steps, share of choices [steps, ids]); ids that did not exist yet are nan."""
     rows = [row for row in self.train if _of_layer(row, layer).get("load")]

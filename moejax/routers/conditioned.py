@@ -40,8 +40,7 @@ def select(logit_NU, inputs, cfg):
 
 def weigh(logit_NU, expert_NK, inputs, cfg):
   """Their probabilities."""
-  gate_NK = routing.take(jax.nn.softmax(logit_NU), expert_NK)
-  return routing.renormalise(gate_NK) if cfg.renormalise else gate_NK
+  return routing.gates(jax.nn.softmax(logit_NU), expert_NK, cfg.renormalise)
 
 
 class Router(nn.Module):
