@@ -6,7 +6,7 @@ import pathlib
 import textwrap
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -105,27 +105,25 @@ def compute_plot(rows: list[dict], width: float):
   return fig
 
 
-def study_plot(rows: list[dict], runs: dict, claim: str, verdict: str):
-  """Held-out loss over training compute: thin lines for seeds, dots for their ends."""
-  fig, ax = style.axes(textwrap.fill(claim, 68), width=6.4, height=4.2, right=1.25, top=0.75,
-                       bottom=0.8)  # fmt: skip
-  ends, losses = [], []
-  for i, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
-    colour, mine = (
-      style.CYCLE[i % len(style.CYCLE)],
-      [r for (of, _), r in runs.items() if of == arm],
-    )
-    for run in mine:
-      ax.plot(*np.array(curve(run)).T, color=colour, alpha=0.35, linewidth=0.9)
-    last = [(run.last("flops"), run.last("loss", "eval")) for run in mine]
-    ax.plot(*np.array(last).T, color=colour, marker="o", markersize=4, linestyle="")
-    losses += [loss for _, loss in last]
-    ends.append((np.mean(last, axis=0)[1], arm, colour))
-  _frame(ax, losses, ends, above=4.0)
-  said = (
-    f"{verdict}\nLines: while training, on a part of the held-out text. Dots: at the end, on all."
-  )
-  fig.text(0.012, 0.02, said, size=8, color=style.C["muted"])
+def study_plot(rows: list[dict], claim: str, verdict: str):
+  """The held-out loss of every arm: a dot for each seed, a bar for their mean."""
+  arms = list(dict.fromkeys(row["arm"] for row in rows))
+  claim, verdict = textwrap.fill(claim, 68), textwrap.fill(verdict, 104)
+  top, bottom = 0.35 + 0.2 * len(claim.splitlines()), 0.65 + 0.16 * len(verdict.splitlines())
+  left = 0.25 + 0.075 * max(map(len, arms))
+  height = top + bottom + 0.3 * max(len(arms), 3)
+  fig, ax = style.axes(claim, 6.4, height, left=left, right=0.25, top=top, bottom=bottom)
+  for i, arm in enumerate(arms):
+    loss_S = [row["loss"] for row in rows if row["arm"] == arm]
+    colour = style.CYCLE[i % len(style.CYCLE)]
+    ax.plot(loss_S, [i] * len(loss_S), "o", color=colour, alpha=0.55, markersize=5, mew=0)
+    ax.plot([np.mean(loss_S)], [i], "|", color=colour, markersize=13, mew=2)
+  ax.set_yticks(range(len(arms)), arms)
+  ax.set_ylim(len(arms) - 0.5, -0.5)
+  ax.xaxis.set_major_locator(MaxNLocator(6))
+  ax.set_xlabel("held-out loss, nats per token; a dot is a seed, a bar their mean", labelpad=4)
+  ax.grid(axis="x")
+  fig.text(0.012, 0.1 / height, verdict, size=8, color=style.C["muted"], va="bottom")
   return fig
 
 

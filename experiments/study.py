@@ -116,7 +116,7 @@ def write(study, name, rows, done, verdict, folder):
   html.write(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
   if rows:
     with style.context():
-      style.png(results.study_plot(rows, done, study.CLAIM, verdict), folder / f"{name}.png")
+      style.png(results.study_plot(rows, study.CLAIM, verdict), folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,15 @@ def test_ids_that_did_not_exist_yet_are_nan(tmp_path):
   np.testing.assert_array_equal(share_SU, [[1.0, np.nan], [0.25, 0.75]])
 
 
+def test_the_mean_over_layers_is_that_of_the_newest_step(tmp_path):
+  row = lambda step, *values: {
+    "kind": "train", "step": step,
+    "layers": {f"layer_{i:03d}": {"max_vio": value} for i, value in enumerate(values)},
+  }  # fmt: skip
+  run = read(synthetic.directory(tmp_path, [row(1, 9.0, 9.0), row(2, 1.0, 2.0)]))
+  assert run.layer_mean("max_vio") == 1.5
+
+
 def test_files_that_are_missing_or_broken_are_said(tmp_path):
   path = synthetic.directory(tmp_path)
   (path / "config.json").unlink()
