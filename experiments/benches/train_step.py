@@ -145,7 +145,7 @@ def ours(who, shape, devices, precision, allocator):
   cfg = config.resolve(section(who, shape, precision))
   mesh = meshes.make(cfg.mesh)
   tokenizer = types.SimpleNamespace(bytes_V=np.ones(VOCAB, np.int32))
-  corpus = types.SimpleNamespace(tokenizer=tokenizer, labels=("all",), modalities=1)
+  corpus = types.SimpleNamespace(tokenizer=tokenizer, labels=("all",), modalities=0)
   with jax.set_mesh(mesh):
     at = phase.make(0, cfg, None, corpus, mesh)
     state = at.start(np.zeros(phase.micro_batch(cfg), np.int32))
