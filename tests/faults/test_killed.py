@@ -71,6 +71,7 @@ def test_killed_in_every_stage(start, staged, uninterrupted, tmp_path):
   assert any("resume" in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_stay(
   start, staged, uninterrupted, tmp_path
 ):

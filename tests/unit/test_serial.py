@@ -4,6 +4,7 @@ import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from close import assert_close
 
 from moejax.blocks import serial
@@ -19,6 +20,7 @@ def block(**fields):
   return serial.Block(config.section("layers", {**FIELDS, **fields}))
 
 
+@pytest.mark.slow
 def test_scaled_residuals_are_plain_ones_at_first_and_learn():
   plain = drawn.variables(block(), X_BTD, CTX)
   fresh = jax.jit(block(scaled=True).init)(jax.random.key(0), X_BTD, CTX)["params"]

@@ -104,6 +104,7 @@ def knobs(*opened):
   return {f"open_{name}": jnp.float32(name in opened) for name in BRANCHES}
 
 
+@pytest.mark.slow
 def test_closed_gates_leave_the_bare_backbone():
   """By the gates themselves, and by their knobs; and each knob opens something."""
   params, run = whole()

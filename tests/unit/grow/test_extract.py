@@ -83,6 +83,7 @@ def test_all_units_are_the_dense_model():
   assert_close(logits(decoder.Model(new_cfg), stacked), logits(model, variables))
 
 
+@pytest.mark.slow
 def test_shapes_moments_and_what_is_shared():
   """One layer of two: the new variables are those of the new model, and moments are slices, too."""
   _, _, old, size = dense()

@@ -13,6 +13,7 @@ def few():
   return list(matrix.cells(["topk"], ["dense", "gather", "sort"], [1], [(), ("capacity",)]))
 
 
+@pytest.mark.slow
 def test_cells_are_green_or_refused_with_the_sentence(few):
   assert all(cell.green for cell in few)
   refused = [(cell.dispatch, cell.edits) for cell in few if cell.refused]
@@ -21,6 +22,7 @@ def test_cells_are_green_or_refused_with_the_sentence(few):
   assert exact.error["float32"] == 0 < exact.error["bfloat16"]
 
 
+@pytest.mark.slow
 def test_a_section_shows_every_cell_and_a_page_takes_it_back(few):
   text = matrix.section(few)
   assert text.startswith("## topk\n\n5 green, 0 red, 1 refused;")
@@ -31,6 +33,7 @@ def test_a_section_shows_every_cell_and_a_page_takes_it_back(few):
   assert list(matrix.read(page)) == ["hash", "topk"] and matrix.page(matrix.read(page)) == page
 
 
+@pytest.mark.slow
 def test_a_wrong_dispatch_is_red(few, monkeypatch, tmp_path, capsys):
   right = matrix.outcome
 

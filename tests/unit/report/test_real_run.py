@@ -87,6 +87,7 @@ def test_reading_a_run_leaves_its_folder_as_it_is(run, tmp_path):
     restore.load(copy, step=9)
 
 
+@pytest.mark.slow
 def test_the_balance_lab_replays_the_logits_of_a_run(run, tmp_path, capsys):
   words = ["--rules=sign", "--steps=5", "--speeds=0.01:0.1:2", f"--out={tmp_path}"]
   assert cli.main(["lab", run, "--batches=3", *words]) == 0

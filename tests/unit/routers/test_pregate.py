@@ -113,6 +113,7 @@ def model(experts=(E, E)):
   return decoder.Model(config.section("model", section))
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_model_has_the_ids_that_were_known_before_it():
   ctx = CTX.replace(taps=("expert_NK",), num_experts=0, vocab=0, token_N=None)
   variables = drawn.variables(model(), TOKEN_BT, ctx)

@@ -162,6 +162,7 @@ def test_groups_that_cannot_be_are_refused():
 # -- fine-grained and shared experts ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_slices_of_an_expert_with_its_gate_are_the_expert():
   """Four experts of 8, two for each token, as eight of 4, four for each token."""
   width, x_ND = 8, X_ND[:12]

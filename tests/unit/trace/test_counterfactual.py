@@ -58,6 +58,7 @@ def free(run):
   return counterfactual._free(run, "layer_001", U, False, scoring.Score(run))
 
 
+@pytest.mark.slow
 def test_one_token_at_a_time_is_the_loop_that_forces_by_hand(free, by_hand):
   row = int(np.argmax(free.valid_RT.sum(1)))
   loss_T, chosen = by_hand(row)
@@ -89,6 +90,7 @@ def test_one_token_at_a_time_is_the_loop_that_forces_by_hand(free, by_hand):
   np.testing.assert_allclose(mine[known], want_T[some][known], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_value_of_an_expert_is_what_its_absence_costs(free, by_hand):
   row = int(np.argmax(free.valid_RT.sum(1)))
   one = free._replace(

@@ -35,6 +35,7 @@ def test_a_trace_changes_nothing_and_has_every_step(traced, settings, tmp_path):
   assert not (tmp_path / "b" / "traces").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_trace(traced, settings, tmp_path):
   workdir = shutil.copytree(traced.workdir, tmp_path / "c")
   shutil.rmtree(workdir / "checkpoints" / "4")
@@ -147,6 +148,7 @@ def test_a_cut_trace_is_not_trained_with(traced, stage, tmp_path):
     replayed(stage, path)
 
 
+@pytest.mark.slow
 def test_forced_choices_are_bit_for_bit_the_free_ones_and_the_router_learns():
   section = {
     "vocab": 11, "width": 8, "attention": {"heads": 1, "kv_heads": 1, "head_width": 8},
