@@ -3,11 +3,12 @@
 import dataclasses
 import typing
 
+import fields
 import jax
 import jax.numpy as jnp
 import pytest
 
-from moejax.core import config, flags, plugin
+from moejax.core import axes, config, flags, plugin
 
 BASE = (
   "--config=configs/base/decoder.py",
@@ -137,7 +138,11 @@ def test_the_router_is_switched_by_its_name_alone(name):
   except plugin.Wrong as reason:  # mixtures of tokens need another dispatch, which it names
     assert "use the dispatch 'einsum'" in str(reason)
     shapes = made(resolved(f"model.moe.router.name={name}", "model.moe.dispatch.name=einsum").model)
-  assert shapes["params"]
+  leaves = jax.tree.leaves_with_path(shapes["params"])
+  paths = [tuple(key.key for key in path) for path, _ in leaves]
+  of_experts = ["E" in axes.letters(path[-1]) for path in paths if axes.role(path) == "router"]
+  has_none = "no parameters" in fields.need(plugin.load("routers", name), "State")
+  assert not of_experts if has_none else any(of_experts)
 
 
 def made(cfg):
