@@ -69,13 +69,29 @@ def close(table: Table, column: str, arms, margin: float) -> str:
   )
 
 
+def within(table: Table, column: str, arm: str, of: str, margin: float) -> str:
+  """Whether `arm` is at most a margin (a share) above another, spread over seeds granted.
+
+  >>> rows = [{"arm": a, "seed": 0, "loss": x} for a, x in (("a", 1.01), ("b", 1.0))]
+  >>> within(Table(rows), "loss", "a", of="b", margin=0.02)
+  'holds: loss a +1.00 % of b 1.0000, spread 0.00 %, margin 2 %'
+  """
+  a, b = table.values(arm, column), table.values(of, column)
+  excess, spread = a.mean() / b.mean() - 1, max(np.ptp(a), np.ptp(b)) / b.mean()
+  word = "holds" if excess <= margin else "fails" if excess - spread > margin else "unclear"
+  return (
+    f"{word}: {column} {arm} {100 * excess:+.2f} % of {of} {b.mean():.4f}, spread"
+    f" {100 * spread:.2f} %, margin {100 * margin:.0f} %"
+  )
+
+
 def weakest(*parts: str) -> str:
   """The word for a claim of several parts, from their words or verdicts.
 
   >>> weakest("holds: a", "unclear: b"), weakest("holds", "holds")
   ('unclear', 'holds')
   """
-  words = [part.partition(":")[0] for part in parts]
+  words = {part.partition(":")[0] for part in parts}
   return next(word for word in ("fails", "unclear", "holds") if word in words)
 
 

@@ -35,7 +35,7 @@ def verdict(table) -> str:
   words = {
     f"{a} below {b}": verdicts.lower(table, "loss", a, than=b).split(":")[0] for a, b in pairs
   }
-  word = next((w for w in ("fails", "unclear") if w in words.values()), "holds")
+  word = verdicts.weakest(*words.values())
   order = ", ".join(f"{arm} {loss[arm]:.4f}" for arm in sorted(ARMS, key=lambda arm: loss[arm]))
   doubts = ", ".join(f"{pair} {w}" for pair, w in words.items() if w != "holds")
   return f"{word}: loss {order}" + (f"; of the comparisons {doubts}" if doubts else "")

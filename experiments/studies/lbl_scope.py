@@ -18,8 +18,9 @@ def measure(run) -> dict:
   found = domains.of(run)
   if found is None:
     raise Failed(f"{run.path} has no line of kind domains; the corpus needs labels.")
+  token_Y = found.token_Y
   bits = [
-    domains.information(found.token_Y, share_YU) - domains.shuffled(found.token_Y, share_YU)
+    domains.information(token_Y[:, None] * share_YU) - domains.shuffled(token_Y, share_YU)
     for share_YU in found.share_YU.values()
   ]
   return {

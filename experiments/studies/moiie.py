@@ -41,6 +41,4 @@ def _shared(layers, weight_Y, own) -> float:
 def verdict(table) -> str:
   """'holds' if it is lower than both by more than the spread over seeds."""
   found = [verdicts.lower(table, "loss", "moiie", than=arm) for arm in ("vanilla", "disjoint")]
-  words = {text.split(":")[0] for text in found}
-  word = next(word for word in ("fails", "unclear", "holds") if word in words)
-  return f"{word}: {'; '.join(text.partition(': ')[2] for text in found)}"
+  return f"{verdicts.weakest(*found)}: {'; '.join(text.partition(': ')[2] for text in found)}"

@@ -1,7 +1,5 @@
 """Can one router that never sees the backbone decide for all layers?"""
 
-import numpy as np
-
 from configs.studies.pregate import ARMS  # noqa: F401  the arms are data and live in configs/
 from experiments import verdicts
 
@@ -25,10 +23,6 @@ def measure(run) -> dict:
 
 def verdict(table) -> str:
   """Both halves of the claim: the weaker word of the two."""
-  ours, base = (table.values(arm, "loss") for arm in ("pregate", "layerwise"))
-  excess, spread = ours.mean() / base.mean() - 1, max(np.ptp(ours), np.ptp(base)) / base.mean()
-  near = "holds" if excess <= MARGIN else "fails" if excess - spread > MARGIN else "unclear"
+  near = verdicts.within(table, "loss", "pregate", "layerwise", MARGIN)
   than_hash = verdicts.lower(table, "loss", "pregate", than="hash")
-  words = (near, than_hash.partition(":")[0])
-  word = next(w for w in ("fails", "unclear", "holds") if w in words)
-  return f"{word}: {100 * excess:+.2f} % of the layerwise loss {base.mean():.4f}; {than_hash}"
+  return f"{verdicts.weakest(near, than_hash)}: {near}; {than_hash}"

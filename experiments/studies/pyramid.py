@@ -1,7 +1,5 @@
 """Are experts worth more in later layers, and is a dense FFN beside top-1 as good as top-2?"""
 
-import numpy as np
-
 from configs.studies.pyramid import ARMS  # noqa: F401  the arms are data and live in configs/
 from experiments import verdicts
 
@@ -28,16 +26,7 @@ def verdict(table) -> str:
   parts = [
     verdicts.lower(table, "loss", "second_half", than="first_half"),
     verdicts.lower(table, "loss", "up", than="down"),
-    *(_as_good(table, arm, f"{arm}_top2") for arm in ("uniform", "up")),
+    verdicts.within(table, "loss", "uniform", "uniform_top2", MARGIN),
+    verdicts.within(table, "loss", "up", "up_top2", MARGIN),
   ]
-  words = {part.split(":")[0] for part in parts}
-  word = next(word for word in ("fails", "unclear", "holds") if word in words)
-  return f"{word}: {' | '.join(parts)}"
-
-
-def _as_good(table, arm, other) -> str:
-  """Whether an arm's loss is at most MARGIN above another's."""
-  a, b = table.values(arm, "loss"), table.values(other, "loss")
-  excess, spread = a.mean() / b.mean() - 1, max(np.ptp(a), np.ptp(b)) / b.mean()
-  word = "holds" if excess <= MARGIN else "fails" if excess - spread > MARGIN else "unclear"
-  return f"{word}: loss {arm} {100 * excess:+.2f} % of {other}, spread {100 * spread:.2f} %"
+  return f"{verdicts.weakest(*parts)}: {' | '.join(parts)}"

@@ -13,13 +13,12 @@ CLAIM = (
 
 def measure(run) -> dict:
   """One row of the table, from a finished run."""
-  last = run.train[-1]["layers"].values()
   bias = lambda layer: np.diff(run.layer_series(layer, "bias_max")[1])
   turns = [np.abs(np.diff(bias(layer))).mean() for layer in run.layers if len(bias(layer)) > 1]
   return {
     "loss": run.last("loss", "eval"),
-    "load_entropy": float(np.mean([layer["load_entropy"] for layer in last])),
-    "max_vio": float(np.mean([layer["max_vio"] for layer in last])),
+    "load_entropy": run.layer_mean("load_entropy"),
+    "max_vio": run.layer_mean("max_vio"),
     "bias_jerk": float(np.mean(turns)) if turns else 0.0,
   }
 

@@ -56,7 +56,6 @@ class RouterInputs(flax.struct.PyTreeNode):
   segment_N: jax.Array | None = None
   valid_N: jax.Array | None = None  # False for padding: routed nowhere, counted nowhere
   modality_N: jax.Array | None = None  # which kind of input a token is, 0 .. modalities - 1
-  weight_N: jax.Array | None = None  # how much a token counts in the losses that ask
   cond_NC: jax.Array | None = None  # what the token is conditioned on: a diffusion step, a class
   state: dict = empty()  # the router's variables that no gradient moves, read-only
   carry: dict = empty()  # handed from layer to layer

@@ -142,9 +142,7 @@ def leaks(section: dict) -> tuple[float, float, float]:
   draw = np.random.default_rng(0)
   token_BT = draw.integers(0, VOCAB, (B, T))
   kind_BT = draw.integers(0, 2, (B, T))
-  given = {
-    "weight_N": jnp.ones(B * T), "valid_N": jnp.ones(B * T, bool), "cond_NC": _conditions(draw),
-  }  # fmt: skip
+  given = {"valid_N": jnp.ones(B * T, bool), "cond_NC": _conditions(draw)}
   ctx = RouterInputs(modality_N=jnp.asarray(kind_BT.ravel())).replace(**given)
   start = lambda: model.init(jax.random.key(0), jnp.asarray(token_BT), ctx)
   variables = drawn.variables(start, draw)

@@ -4,15 +4,14 @@ A file is an .npz with logit_SNU (S batches, N tokens, U ids), valid_SN (False f
 how many ids a token chose.
 """
 
+import contextlib
 import itertools
 import pathlib
 import typing
 import zipfile
 
-import jax
 import numpy as np
 
-from moejax.core import tree
 from moejax.core.plugin import Wrong
 
 TAP = "logit_NU"
@@ -50,36 +49,25 @@ def drift(batches: int = 32, tokens: int = 512, ids: int = 16, k: int = 2, seed:
 
 def record(workdir, layer: str | None = None, batches: int = 32, step: int | None = None) -> Logits:
   """The logits of one layer on the first held-out batches, from a checkpoint of a run."""
-  from moejax.train import metrics, objective, phase, restore  # noqa: PLC0415  only where needed
+  from moejax.lab import scoring  # noqa: PLC0415  training is loaded only where a run is read
+  from moejax.train import metrics, restore  # noqa: PLC0415
 
   run = restore.load(workdir, step)
   layers = dict(metrics.moe_layers(run.cfg.model))
   layer = layer or next(iter(layers), "layer_000")
   if layer not in layers:
     raise Wrong(f"lab: {layer!r} is no MoE layer of this run; use one of {', '.join(layers)}.")
-  knobs = {name: value(run.step) for name, value in phase.knobs(run.cfg).items()}
-
-  @jax.jit
-  def seen(variables, batch):
-    fields = {"knobs": knobs, "taps": (TAP,)}
-    *_, sums = objective.cross_entropy(run.model, variables, batch, run.cfg.precision, **fields)
-    found = tree.at(tree.unstack(sums, run.cfg.model)[layer], layers[layer])
-    return found[f"taps/{TAP}"], (batch["segment_BT"][:, :-1] > 0).ravel()
-
-  reader = run.corpus.batches("validation", run.cfg.train.batch_size)
-  try:
-    found = [jax.device_get(seen(run.variables, b)) for b in itertools.islice(reader, batches)]
-  finally:
-    reader.close()
+  score = scoring.Score(run, taps=(TAP,))
+  valid_N = lambda batch: (np.asarray(batch["segment_BT"])[:, :-1] > 0).ravel()
+  with contextlib.closing(run.corpus.batches("validation", run.cfg.train.batch_size)) as reader:
+    some = itertools.islice(reader, batches)
+    found = [(score(batch)["layers"][layer][TAP], valid_N(batch)) for batch in some]
   if not found:
     raise Wrong(f"lab: {str(workdir)!r} has no held-out text; raise data.validation in its config.")
   logit_SNU, valid_SN = (np.stack(part) for part in zip(*found, strict=True))
   router = tree_section(run.cfg.model, layer, layers[layer]).router
-  k, where = (
-    int(getattr(router, "k", 2)),
-    f"{layer} of {pathlib.Path(workdir).name}, step {run.step}",
-  )
-  return Logits(logit_SNU, valid_SN, k, where)
+  where = f"{layer} of {pathlib.Path(workdir).name}, step {run.step}"
+  return Logits(logit_SNU, valid_SN, int(getattr(router, "k", 2)), where)
 
 
 def tree_section(model_cfg, layer: str, path: tuple):

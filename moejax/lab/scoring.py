@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -15,32 +16,40 @@ class Score:
   """score(batch) -> {"loss_BT", "valid_BT", "layers"} of a restore.Trained, compiled.
 
   A batch may have forced_BTLK and gate_BTLK (train/objective.py). `compute` is another dtype than
-  that of the run. `layers` has what a trace records, by layer_NNN.
+  that of the run. `layers` has the `taps` of every router by layer_NNN: by default what a trace
+  records.
   """
 
-  def __init__(self, run, compute: str | None = None):
+  def __init__(self, run, compute: str | None = None, taps: tuple = tracing.TAPS):
     precision = run.cfg.precision
     if compute is not None:
       precision = dataclasses.replace(precision, compute=compute, residual=None)
-    self.run, self.precision = run, dtypes.filled(precision)
+    self.run, self.compiled = run, _compiled(run.model, dtypes.filled(precision), taps)
     self.knobs = {name: value(run.step) for name, value in phase.knobs(run.cfg).items()}
-    self.compiled = jax.jit(self._score)
 
   def __call__(self, batch: dict) -> dict:
-    return jax.device_get(self.compiled(self.run.variables, batch))
+    return jax.device_get(self.compiled(self.run.variables, batch, self.knobs))
 
   def widest(self, batch: dict) -> int:
     """The largest K of a layer."""
-    layers = jax.eval_shape(self._score, self.run.variables, batch)["layers"]
+    layers = jax.eval_shape(self.compiled, self.run.variables, batch, self.knobs)["layers"]
     return max(mine["expert_NK"].shape[1] for mine in layers.values())
 
-  def _score(self, variables, batch):
-    fields, model = {"knobs": self.knobs, "taps": tracing.TAPS}, self.run.model
-    found = objective.cross_entropy(model, variables, batch, self.precision, **fields)
+
+@functools.cache
+def _compiled(model, precision, taps):
+  """(variables, batch, knobs) -> losses and taps; runs of one model share it."""
+
+  @jax.jit
+  def score(variables, batch, knobs):
+    fields = {"knobs": knobs, "taps": taps}
+    found = objective.cross_entropy(model, variables, batch, precision, **fields)
     _, loss_N, valid_N, layers = found
     by_row = lambda a_N: a_N.reshape(len(batch["token_BT"]), -1)
-    chosen = tracing.chosen(layers, model)
+    chosen = tracing.chosen(layers, model, taps)
     return {"loss_BT": by_row(loss_N), "valid_BT": by_row(valid_N), "layers": chosen}
+
+  return score
 
 
 def batch_at(run, split: str, index: int) -> dict:

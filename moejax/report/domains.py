@@ -51,15 +51,16 @@ def lift(token_Y, share_YU):
   return share_YU / np.maximum(mean_U, 1e-12)[None]
 
 
-def information(token_Y, share_YU) -> float:
-  """Mutual information between a choice's expert and its text's domain, in bits.
+def information(count_YU) -> float:
+  """Mutual information of what a table counts, in bits: here, of text's domain and its expert.
 
-  >>> information(np.array([1.0, 1.0]), np.eye(2))
-  1.0
+  >>> information(np.eye(2)), information(np.ones((2, 2)))
+  (1.0, 0.0)
   """
-  joint_YU = token_Y[:, None] / token_Y.sum() * share_YU
-  ratio_YU = np.maximum(lift(token_Y, share_YU), 1e-12)
-  return float((joint_YU * np.log2(ratio_YU)).sum())
+  joint_YU = count_YU / count_YU.sum()
+  apart_YU = joint_YU.sum(1, keepdims=True) * joint_YU.sum(0, keepdims=True)
+  seen_YU = joint_YU > 0
+  return float(np.sum(joint_YU[seen_YU] * np.log2(joint_YU[seen_YU] / apart_YU[seen_YU])))
 
 
 def shuffled(token_Y, share_YU, draws: int = 20) -> float:
@@ -71,8 +72,7 @@ def shuffled(token_Y, share_YU, draws: int = 20) -> float:
   rng = np.random.default_rng(0)
   mean_U = token_Y / token_Y.sum() @ share_YU
   mean_U, count_Y = mean_U / mean_U.sum(), token_Y.astype(int)
-  tables = [rng.multinomial(count_Y, mean_U) for _ in range(draws)]
-  return float(np.mean([information(token_Y, t / count_Y[:, None]) for t in tables]))
+  return float(np.mean([information(rng.multinomial(count_Y, mean_U)) for _ in range(draws)]))
 
 
 def maps(run: Run) -> list[Plot]:
@@ -113,7 +113,8 @@ def specialisation(run: Run) -> tuple[list[str], list[list]]:
   if not found or len(found.labels) < 2 or not found.share_YU:
     return [], []
   head = ["layer", "mutual information, bits", "labels shuffled over tokens, bits"]
-  measure = lambda t: (information(found.token_Y, t), shuffled(found.token_Y, t))
+  counted = lambda t: information(found.token_Y[:, None] * t)
+  measure = lambda t: (counted(t), shuffled(found.token_Y, t))
   values = {layer: measure(t) for layer, t in found.share_YU.items()}
   return head, [[routing.label(n), f"{a:.4f}", f"{b:.4f}"] for n, (a, b) in values.items()]
 

@@ -7,25 +7,22 @@ from moejax.core import runs, tree
 from moejax.layers import moe
 
 
-def of_layers(layer_sums: dict, model_state: dict, model_cfg) -> dict:
-  """{layer_NNN: {load_entropy, max_vio, dead, ...}} of the MoE layers of a step."""
+def of_step(layer_sums: dict, model_state: dict, model_cfg) -> dict:
+  """{"layers": {layer_NNN: numbers of its router}}, and the same for "memories" where there are."""
   sums = tree.unstack(jax.device_get(layer_sums), model_cfg)
   state = tree.unstack(jax.device_get(model_state.get("router_state", {})), model_cfg)
-  return {
+  layers = {
     name: of_layer(tree.at(sums, (name, *path)), tree.at(state, (name, *path, "router")))
     for name, path in moe_layers(model_cfg)
   }
-
-
-def of_memories(layer_sums: dict, model_cfg) -> dict:
-  """{layer_NNN: {hit, kl}} of the memory layers of a step."""
-  sums = tree.unstack(jax.device_get(layer_sums), model_cfg)
-  return {
-    f"layer_{i:03d}": of_memory(tree.at(sums, (f"layer_{i:03d}", *path))["count_P"])
+  memories = {
+    name: of_memory(tree.at(sums, (name, *path))["count_P"])
     for i, layer in enumerate(model_cfg.layers)
     for path, _ in runs.sections(layer)
-    if "count_P" in tree.at(sums, (f"layer_{i:03d}", *path))
+    for name in [f"layer_{i:03d}"]
+    if "count_P" in tree.at(sums, (name, *path))
   }
+  return {"layers": layers, **({"memories": memories} if memories else {})}
 
 
 def of_memory(count_P) -> dict:

@@ -89,8 +89,7 @@ class Record:
     fields |= {"tokens_per_s": round(rate, 1), "step_ms": round(1e3 * seconds / steps, 2)}
     fields |= {"mfu": round(rate * self.flops_per_token / self.peak[1], 4), "time": self.time()}
     fields |= {"knobs": {k: np.asarray(v).tolist() for k, v in seen["knobs"].items()}}
-    fields["layers"] = metrics.of_layers(seen["sums"], state.model_state, at.cfg.model)
-    fields["memories"] = metrics.of_memories(seen["sums"], at.cfg.model)
+    fields |= metrics.of_step(seen["sums"], state.model_state, at.cfg.model)
     self.folder.log("train", stage=at.index, step=step, **fields)
     self.folder.say(display.summary(step, self.total, fields), self.display.summary)
 

@@ -43,11 +43,11 @@ def make(model, precision, accumulate: int = 1):
   return choices
 
 
-def chosen(layer_sums, model) -> dict:
-  """What the taps of a trace left in the sums of a model, by layer."""
+def chosen(layer_sums, model, taps=TAPS) -> dict:
+  """What taps left in the sums of a model, by layer."""
   by_layer = tree.unstack(layer_sums, model.cfg)
   return {
-    name: {tap: tree.at(by_layer[name], path)[f"taps/{tap}"] for tap in TAPS}
+    name: {tap: tree.at(by_layer[name], path)[f"taps/{tap}"] for tap in taps}
     for name, path in metrics.moe_layers(model.cfg)
   }
 

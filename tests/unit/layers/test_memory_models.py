@@ -70,7 +70,7 @@ def test_every_leaf_learns_and_usage_is_logged():
   grads, sums = outcome(made["params"])
   for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
     assert np.all(np.isfinite(leaf)) and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
-  logged = metrics.of_memories(sums, model("ultramem").cfg)
+  logged = metrics.of_step(sums, {}, model("ultramem").cfg)["memories"]
   assert list(logged) == ["layer_000", "layer_001"]
   assert 0 < logged["layer_001"]["hit"] <= B * T * 4 / 64
 

@@ -48,7 +48,7 @@ def test_every_key_of_metrics_is_documented(run):
 def test_every_documented_key_of_a_line_is_written(run):
   rows = {row["kind"]: row for row in read(run).rows}
   for kind in ("train", "eval", "domains", "stage", "done"):
-    assert set(keys.KEYS[kind]) == set(rows[kind]) - {"kind"}
+    assert set(keys.KEYS[kind]) - {"memories"} == set(rows[kind]) - {"kind"}  # it has no memory
   assert set(rows["train"]["layers"]["layer_000"]) == set(keys.KEYS["layers"])
 
 
