@@ -34,10 +34,38 @@ def best(scores, k: int) -> list[int]:
   return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
 
 
-def linear_logits(variables, inputs) -> np.ndarray:
+def sigmoid(logits) -> np.ndarray:
+  """In float64."""
+  return 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+
+
+def columns(params, stem: str) -> np.ndarray:
+  """[., U]: a column for each expert, then for each virtual id, from stem + "E" and stem + "Z"."""
+  names = [stem + letter for letter in "EZ" if stem + letter in params]
+  return np.concatenate([np.asarray(params[name], np.float64) for name in names], axis=1)
+
+
+def linear_logits(variables, inputs, cfg) -> np.ndarray:
   """Of routers with one matrix for experts and one for virtual ids."""
-  params, rows = variables["params"], []
-  for x_D in np.asarray(inputs.x_ND, np.float64):
-    columns = [params[name].T @ x_D for name in ("gate_DE", "gate_DZ") if name in params]
-    rows.append(np.concatenate(columns))
-  return np.array(rows)
+  gate_DU = columns(variables["params"], "gate_D")
+  return np.array([x_D @ gate_DU for x_D in np.asarray(inputs.x_ND, np.float64)])
+
+
+def token_by_token(score_NU, inputs, k: int, gates) -> np.ndarray:
+  """Weights [N, U]: each real token has gates(n, chosen) for the active ones of its k best ids."""
+  weight_NU = np.zeros(score_NU.shape)
+  for n, score_U in enumerate(score_NU):
+    chosen = best(score_U, k)[: inputs.knobs["k_active"]]
+    if inputs.valid_N[n] and chosen:
+      weight_NU[n, chosen] = gates(n, chosen)
+  return weight_NU
+
+
+def most_probable(logit_NU, inputs, k: int, renormalise: bool) -> np.ndarray:
+  """Weights [N, U]: the probabilities of each token's k best ids, or these over their sum."""
+
+  def gates(n, chosen):
+    prob_K = softmax(logit_NU[n])[chosen]
+    return prob_K / prob_K.sum() if renormalise else prob_K
+
+  return token_by_token(logit_NU, inputs, k, gates)

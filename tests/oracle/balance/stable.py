@@ -1,8 +1,7 @@
 """Choice by choice: its sigmoid, times how far the load of its id is above the mean."""
 
-import numpy as np
-
 from moejax.balance.stable import Config
+from oracle import sigmoid
 
 CASES = (Config(),)
 
@@ -15,7 +14,7 @@ def loss(now, before, cfg):
     mean = len(chosen) / seen.ids
     for e, logit in chosen:
       load = sum(other == e for other, _ in chosen)
-      total += (load / mean - 1) / (1 + np.exp(-logit)) / len(tokens)
+      total += (load / mean - 1) * sigmoid(logit) / len(tokens)
   return total
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from moejax.balance.switch import Config
-from oracle import softmax
+from oracle import sigmoid, softmax
 
 CASES = (
   *(Config(scope=s) for s in ("micro_batch", "step", "sequence", "group", "pooled")),
@@ -45,8 +45,7 @@ def value(counted, scored, ids, cfg):
 def score(logits, cfg):
   if cfg.score == "softmax":
     return softmax(logits)
-  sigmoids = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
-  return sigmoids / sigmoids.sum()
+  return sigmoid(logits) / sigmoid(logits).sum()
 
 
 def even(cfg, layers, ids, k):

@@ -6,14 +6,13 @@ import math
 import numpy as np
 
 from moejax.routers.base import Config
-from oracle import linear_logits
+from oracle import linear_logits, sigmoid
 
 CASES = (Config(eps=1e-4, iterations=10000),)  # small enough for the very best assignment
 TRAINING = True
 
 
-def logits(variables, inputs, cfg):
-  return linear_logits(variables, inputs)
+logits = linear_logits
 
 
 def assign(score_nU):
@@ -33,5 +32,5 @@ def route(logit_NU, inputs, cfg):
     else:
       experts = assign(np.asarray(logit_NU[tokens], np.float64))
     for n, e in zip(tokens, experts, strict=True):
-      weight_NU[n, e] = inputs.knobs["k_active"] > 0 and 1 / (1 + np.exp(-logit_NU[n, e]))
+      weight_NU[n, e] = inputs.knobs["k_active"] > 0 and sigmoid(logit_NU[n, e])
   return weight_NU

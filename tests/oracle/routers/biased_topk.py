@@ -3,20 +3,15 @@
 import numpy as np
 
 from moejax.routers.biased_topk import Config
-from oracle import best, linear_logits, softmax
+from oracle import linear_logits, softmax, token_by_token
 
 CASES = (Config(), Config(k=3, scale=6.0))
 
 
-def logits(variables, inputs, cfg):
-  return linear_logits(variables, inputs)
+logits = linear_logits
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n]:
-      prob_U = softmax(logit_U)
-      chosen = best(prob_U + inputs.state["bias_U"], cfg.k)[: inputs.knobs["k_active"]]
-      weight_NU[n, chosen] = cfg.scale * prob_U[chosen]
-  return weight_NU
+  prob_NU = np.array([softmax(logit_U) for logit_U in logit_NU])
+  gates = lambda n, chosen: cfg.scale * prob_NU[n, chosen]
+  return token_by_token(prob_NU + inputs.state["bias_U"], inputs, cfg.k, gates)

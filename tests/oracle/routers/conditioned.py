@@ -3,7 +3,7 @@
 import numpy as np
 
 from moejax.routers.conditioned import Config
-from oracle import best, softmax
+from oracle import columns, most_probable
 
 CASES = (Config(), Config(k=3, renormalise=False))
 
@@ -14,20 +14,10 @@ def logits(variables, inputs, cfg):
     if cfg.mode == "modulate":
       scale_D, shift_D = cond_C @ params["scale_CD"], cond_C @ params["shift_CD"]
       x_D = x_D * (1 + scale_D) + shift_D
-    row = []
-    for letter in "EZ":
-      if f"gate_D{letter}" in params:
-        column = x_D @ params[f"gate_D{letter}"]
-        row.append(column + cond_C @ params[f"cond_C{letter}"] if cfg.mode == "add" else column)
-    rows.append(np.concatenate(row))
+    row_U = x_D @ columns(params, "gate_D")
+    rows.append(row_U + cond_C @ columns(params, "cond_C") if cfg.mode == "add" else row_U)
   return np.array(rows)
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n] and inputs.knobs["k_active"] > 0:
-      chosen = best(logit_U, cfg.k)[: inputs.knobs["k_active"]]
-      gates = softmax(logit_U)[chosen]
-      weight_NU[n, chosen] = gates / gates.sum() if cfg.renormalise else gates
-  return weight_NU
+  return most_probable(logit_NU, inputs, cfg.k, cfg.renormalise)

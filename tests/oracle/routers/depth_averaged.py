@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from moejax.routers.depth_averaged import Config
-from oracle import best, softmax
+from oracle import best, columns, softmax
 
 CASES = (Config(), Config(k=3), Config(k=2, average=False))
 
@@ -16,7 +16,6 @@ def gelu(value):
 
 def logits(variables, inputs, cfg):
   p, rows = variables["params"], []
-  columns = [p[name] for name in ("gate_RE", "gate_RZ") if name in p]
   for n, x_D in enumerate(np.asarray(inputs.x_ND, np.float64)):
     r_R = x_D @ p["in_DR"] + p["in_R"]
     if cfg.average:
@@ -24,7 +23,7 @@ def logits(variables, inputs, cfg):
     u_R = r_R / math.sqrt(sum(r_R**2) / len(r_R) + cfg.norm_eps) * p["scale_norm_R"]
     for name in ("first", "second"):
       u_R = np.array([gelu(v) for v in u_R @ p[f"{name}_RR"] + p[f"{name}_R"]])
-    rows.append(u_R @ np.concatenate(columns, axis=1))
+    rows.append(u_R @ columns(p, "gate_R"))
   return np.array(rows)
 
 

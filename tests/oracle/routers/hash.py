@@ -3,7 +3,7 @@
 import numpy as np
 
 from moejax.routers.hash import Config
-from oracle import best
+from oracle import token_by_token
 
 CASES = (Config(), Config(k=3), Config(k=2, renormalise=False))
 
@@ -25,8 +25,5 @@ def logits(variables, inputs, cfg):
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    chosen = best(logit_U, cfg.k)[: inputs.knobs["k_active"]] if inputs.valid_N[n] else []
-    weight_NU[n, chosen] = 1 / len(chosen) if cfg.renormalise and chosen else 1
-  return weight_NU
+  gates = lambda n, chosen: 1 / len(chosen) if cfg.renormalise else 1
+  return token_by_token(logit_NU, inputs, cfg.k, gates)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from moejax.routers.mlp import Config
-from oracle import best, softmax
+from oracle import columns, most_probable
 
 CASES = (Config(), Config(k=3, activation="gelu"))
 
@@ -18,18 +18,11 @@ def act(value, cfg):
 
 def logits(variables, inputs, cfg):
   params, rows = variables["params"], []
-  columns = [params[name] for name in ("gate_RE", "gate_RZ") if name in params]
   for x_D in np.asarray(inputs.x_ND, np.float64):
     hidden_R = [act(u, cfg) for u in x_D @ params["in_DR"]]
-    rows.append(hidden_R @ np.concatenate(columns, axis=1))
+    rows.append(hidden_R @ columns(params, "gate_R"))
   return np.array(rows)
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n]:
-      chosen = best(logit_U, cfg.k)[: inputs.knobs["k_active"]]
-      prob_U = softmax(logit_U)
-      weight_NU[n, chosen] = prob_U[chosen] / prob_U[chosen].sum()
-  return weight_NU
+  return most_probable(logit_NU, inputs, cfg.k, renormalise=True)

@@ -1,22 +1,15 @@
 """Token by token, without noise: the k most probable, and a softmax over them or over all."""
 
-import numpy as np
-
 from moejax.routers.noisy_topk import Config
-from oracle import best, linear_logits, softmax
+from oracle import linear_logits, most_probable, softmax, token_by_token
 
 CASES = (Config(), Config(k=3, noise="fixed", softmax="all"), Config(k=1, softmax="all"))
 
 
-def logits(variables, inputs, cfg):
-  return linear_logits(variables, inputs)
+logits = linear_logits
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n] and inputs.knobs["k_active"] > 0:
-      chosen = best(logit_U, cfg.k)[: inputs.knobs["k_active"]]
-      part = cfg.softmax == "chosen"
-      weight_NU[n, chosen] = softmax(logit_U[chosen]) if part else softmax(logit_U)[chosen]
-  return weight_NU
+  if cfg.softmax == "all":
+    return most_probable(logit_NU, inputs, cfg.k, renormalise=False)
+  return token_by_token(logit_NU, inputs, cfg.k, lambda n, chosen: softmax(logit_NU[n, chosen]))

@@ -3,10 +3,8 @@
 The network that computes them has its own loops in tests/unit/routers/test_pregate.py.
 """
 
-import numpy as np
-
 from moejax.routers.pregate import Config
-from oracle import best
+from oracle import token_by_token
 
 CASES = (Config(), Config(k=2), Config(gates="one"))
 
@@ -16,8 +14,4 @@ def logits(variables, inputs, cfg):
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n]:
-      weight_NU[n, best(logit_U, cfg.k)[: inputs.knobs["k_active"]]] = 1 / cfg.k
-  return weight_NU
+  return token_by_token(logit_NU, inputs, cfg.k, lambda n, chosen: 1 / cfg.k)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from moejax.routers.sigmoid_topk import Config
-from oracle import best, linear_logits
+from oracle import best, linear_logits, sigmoid
 
 CASES = (
   Config(),
@@ -13,15 +13,14 @@ CASES = (
 )
 
 
-def logits(variables, inputs, cfg):
-  return linear_logits(variables, inputs)
+logits = linear_logits
 
 
 def route(logit_NU, inputs, cfg):
   weight_NU = np.zeros(logit_NU.shape)
   for n, logit_U in enumerate(logit_NU):
     if inputs.valid_N[n]:
-      score_U = 1 / (1 + np.exp(-np.asarray(logit_U, np.float64)))
+      score_U = sigmoid(logit_U)
       biased_U = score_U + inputs.state["bias_U"]
       groups = np.split(np.arange(len(biased_U)), cfg.groups)
       strength = [sum(sorted(biased_U[g])[-(cfg.k // cfg.groups_kept) :]) for g in groups]

@@ -3,14 +3,13 @@
 import numpy as np
 
 from moejax.routers.sinkhorn import Config
-from oracle import best, linear_logits, softmax
+from oracle import best, linear_logits, sigmoid, softmax
 
 CASES = (Config(), Config(k=3))
 TRAINING = True
 
 
-def logits(variables, inputs, cfg):
-  return linear_logits(variables, inputs)
+logits = linear_logits
 
 
 def even(logit_nU):
@@ -32,6 +31,6 @@ def route(logit_NU, inputs, cfg):
     score_nU = logit_NU[tokens] if inputs.key is None else even(logit_NU[tokens])
     for n, score_U in zip(tokens, score_nU, strict=True):
       chosen = best(score_U, cfg.k)[: inputs.knobs["k_active"]]
-      gate_U = 1 / (1 + np.exp(-logit_NU[n])) if cfg.k == 1 else softmax(logit_NU[n])
+      gate_U = sigmoid(logit_NU[n]) if cfg.k == 1 else softmax(logit_NU[n])
       weight_NU[n, chosen] = gate_U[chosen]
   return weight_NU

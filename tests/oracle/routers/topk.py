@@ -1,9 +1,7 @@
 """Token by token: the k most probable, and their probabilities."""
 
-import numpy as np
-
 from moejax.routers.topk import Config
-from oracle import best, linear_logits, softmax
+from oracle import linear_logits, most_probable, softmax, token_by_token
 
 CASES = (
   Config(),
@@ -14,20 +12,11 @@ CASES = (
 )
 
 
-def logits(variables, inputs, cfg):
-  return linear_logits(variables, inputs)
+logits = linear_logits
 
 
 def route(logit_NU, inputs, cfg):
-  weight_NU = np.zeros(logit_NU.shape)
-  for n, logit_U in enumerate(logit_NU):
-    if inputs.valid_N[n] and inputs.knobs["k_active"] > 0:
-      chosen = best(logit_U, cfg.k)[: inputs.knobs["k_active"]]
-      if cfg.softmax == "chosen":
-        gates = softmax(logit_U[chosen])
-      else:
-        gates = softmax(logit_U)[chosen]
-        if cfg.renormalise:
-          gates = gates / gates.sum()
-      weight_NU[n, chosen] = cfg.scale * gates
-  return weight_NU
+  if cfg.softmax == "chosen":
+    gates = lambda n, chosen: cfg.scale * softmax(logit_NU[n, chosen])
+    return token_by_token(logit_NU, inputs, cfg.k, gates)
+  return cfg.scale * most_probable(logit_NU, inputs, cfg.k, cfg.renormalise)
