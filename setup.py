@@ -34,6 +34,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=["moejax*", "configs*", "pallas_kernels*", "experiments*"]
   ),
+  package_data={"pallas_kernels": ["tables/*.json"]},
   install_requires=[
     "jax>=0.10.2",
     "flax>=0.12",

@@ -15,7 +15,25 @@ def platform() -> str:
   return "gpu" if name in ("cuda", "rocm") else name
 
 
+def kind() -> str:
+  """The model of its devices as JAX names it: 'cpu', 'NVIDIA H200', 'TPU v5', ..."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def devices() -> int:
   """How many devices the context mesh has; 1 without one."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else mesh.size
+
+
+def is_cut() -> bool:
+  """Whether the compiler may cut arrays here over several devices; within shard_map it may not.
+
+  >>> is_cut()
+  False
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  manual = jax.sharding.AxisType.Manual
+  sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+  return any(size > 1 and axis_type != manual for axis_type, size in sizes)

@@ -1,7 +1,8 @@
-"""Every implementation of the grouped matmul against its definition, forward and gradients."""
+"""Every implementation of the grouped matmul against its definition: three passes, then as one."""
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,102 +10,161 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from pallas_kernels import grouped_matmul
-from pallas_kernels.grouped_matmul import cases, ragged, ref, xla
+from pallas_kernels import grouped_matmul as op
+from pallas_kernels.grouped_matmul import cases, quantised, ragged, ref, xla
 
-WINDOWS = (6, 2)
+PASSES = ("forward", "d_lhs", "d_rhs")
 IMPLEMENTATIONS = {
-  "xla": functools.partial(xla.grouped_matmul, windows=WINDOWS),
-  "ragged": ragged.grouped_matmul,
-  "ref": ref.grouped_matmul,
+  "xla": {name: functools.partial(getattr(xla, name), windows=(6, 2)) for name in PASSES},
+  "ragged": {name: getattr(ragged, name) for name in PASSES},
+  "ref": {name: getattr(ref, name) for name in PASSES},
 }
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def outcome(name, x_MD, w_EDF, size_E):
-  """((loss, y), gradients of x and w)."""
+def passes(name, x_MD, w_EDF, g_MF, size_E):
+  """(y_MF, dx_MD, dw_EDF)."""
+  run = types.SimpleNamespace(**IMPLEMENTATIONS[name])
+  return (
+    run.forward(x_MD, w_EDF, size_E),
+    run.d_lhs(g_MF, w_EDF, size_E),
+    run.d_rhs(x_MD, g_MF, size_E),
+  )
 
-  def loss(x_MD, w_EDF):
-    y_MF = IMPLEMENTATIONS[name](x_MD, w_EDF, size_E)
-    return jnp.sum(jnp.sin(y_MF)), y_MF
 
-  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x_MD, w_EDF)
-
-
-def arguments(case, dtype=np.float32):
-  rng = np.random.default_rng(0)
-  x_MD, w_EDF = (rng.normal(size=s) for s in [(case.M, case.D), (case.E, case.D, case.F)])
-  return jnp.asarray(x_MD, dtype), jnp.asarray(w_EDF, dtype), jnp.asarray(cases.sizes(case))
+def arguments(case, dtype=np.float32, dirty=False):
+  """(x_MD, w_EDF, g_MF, size_E); dirty rows are NaN beyond the last group."""
+  rng, size_E = np.random.default_rng(0), cases.sizes(case)
+  shapes = [(case.M, case.D), (case.E, case.D, case.F), (case.M, case.F)]
+  x_MD, w_EDF, g_MF = (rng.normal(size=shape) for shape in shapes)
+  if dirty:
+    x_MD[size_E.sum() :] = g_MF[size_E.sum() :] = np.nan
+  return *(jnp.asarray(a, dtype) for a in (x_MD, w_EDF, g_MF)), jnp.asarray(size_E)
 
 
 @pytest.mark.parametrize("case", cases.TEST)
 def test_windows_match_the_definition_in_float64(case):
   with jax.enable_x64(True):
-    args = arguments(cases.TEST[case], np.float64)
-    got, want = outcome("xla", *args), outcome("ref", *args)
-    assert got[0][1].dtype == np.float64
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    want = passes("ref", *arguments(cases.TEST[case], np.float64))
+    got = passes("xla", *arguments(cases.TEST[case], np.float64, dirty=True))
+    for a, b in zip(got, want, strict=True):
+      assert a.dtype == np.float64
       np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", ["skewed", "rows_left_over"])
+@pytest.mark.parametrize("case", ["skewed", "rows_left_over", "nothing"])
 def test_ragged_dot_matches_the_definition(case):
-  args = arguments(cases.TEST[case])
-  assert_close(outcome("ragged", *args), outcome("ref", *args))
+  want = passes("ref", *arguments(cases.TEST[case]))
+  assert_close(passes("ragged", *arguments(cases.TEST[case], dirty=True)), want)
+
+
+def as_one(implementation):
+  """x, w, size_E -> ((loss, y), gradients of x and w) of the differentiable function."""
+
+  def loss(x_MD, w_EDF, size_E):
+    y_MF = op.grouped_matmul(x_MD, w_EDF, size_E, implementation=implementation)
+    return jnp.sum(jnp.sin(y_MF)), y_MF
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+CHOSEN, DEFINITION = as_one(None), as_one("ref")
+
+
+def test_the_gradient_is_the_two_passes_and_nan_in_unused_rows_stays_there():
+  x_MD, w_EDF, _, size_E = arguments(cases.TEST["rows_left_over"])
+  dirty_MD = x_MD.at[int(size_E.sum()) :].set(jnp.nan)
+  got = CHOSEN(dirty_MD, w_EDF, size_E)
+  want_fn = jax.value_and_grad(
+    lambda x, w: jnp.sum(jnp.sin(ref.grouped_matmul(x, w, size_E))), (0, 1)
+  )
+  loss, grads = want_fn(x_MD, w_EDF)
+  assert_close((got[0][0], got[1]), (loss, grads))
+  np.testing.assert_array_equal(got[1][0][int(size_E.sum()) :], 0)
 
 
 def test_bfloat16_stays_near_and_keeps_its_dtype():
-  x_MD, w_EDF, size_E = arguments(cases.TEST["empty_experts"])
-  got = outcome("xla", x_MD.astype(jnp.bfloat16), w_EDF.astype(jnp.bfloat16), size_E)
+  x_MD, w_EDF, _, size_E = arguments(cases.TEST["empty_experts"])
+  got = CHOSEN(x_MD.astype(jnp.bfloat16), w_EDF.astype(jnp.bfloat16), size_E)
   assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
-  y_MF, grads = got[0][1].astype(jnp.float32), jax.tree.map(lambda g: g.astype(jnp.float32), got[1])
-  (_, want_MF), want_grads = outcome("ref", x_MD, w_EDF, size_E)
-  for a, b in zip((y_MF, *grads), (want_MF, *want_grads), strict=True):
-    np.testing.assert_allclose(a, b, atol=0.1 * float(jnp.abs(b).max()))
-
-
-def test_unused_rows_give_zeros_whatever_is_in_them():
-  x_MD, w_EDF, size_E = arguments(cases.TEST["rows_left_over"])
-  used = int(size_E.sum())
-  (loss, y_MF), (dx_MD, dw_EDF) = outcome("xla", x_MD.at[used:].set(jnp.nan), w_EDF, size_E)
-  np.testing.assert_array_equal(y_MF[used:], 0)
-  np.testing.assert_array_equal(dx_MD[used:], 0)
-  assert_close(((loss, y_MF), (dx_MD, dw_EDF)), outcome("ref", x_MD, w_EDF, size_E))
+  want = DEFINITION(x_MD, w_EDF, size_E)
+  for a, b in zip(jax.tree.leaves(got)[1:], jax.tree.leaves(want)[1:], strict=True):
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.1 * float(jnp.abs(b).max()))
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_vmap_is_one_call_with_more_experts(shared):
   keys = jax.random.split(jax.random.key(0), 2)
-  x_GMD = jax.random.normal(keys[0], (3, 9, 5))
+  x_GMD = jax.random.normal(keys[0], (3, 9, 5)).at[2, 4:].set(jnp.nan)
   w_GEDF = jax.random.normal(keys[1], (4, 5, 7) if shared else (3, 4, 5, 7))
   size_GE = jnp.array([[2, 0, 3, 4], [9, 0, 0, 0], [1, 1, 1, 1]])
   over = (0, None if shared else 0, 0)
 
-  def loss(x_GMD, w_GEDF, name):
-    y_GMF = jax.vmap(IMPLEMENTATIONS[name], over)(x_GMD, w_GEDF, size_GE)
+  def loss(x_GMD, w_GEDF, grouped_matmul):
+    y_GMF = jax.vmap(grouped_matmul, over)(x_GMD, w_GEDF, size_GE)
     return jnp.sum(jnp.sin(y_GMF)), y_GMF
 
   grad_fn = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
-  assert_close(grad_fn(x_GMD, w_GEDF, "xla"), grad_fn(x_GMD, w_GEDF, "ref"))
-  assert "f32[12,5,7]" in str(jax.make_jaxpr(grad_fn, static_argnums=2)(x_GMD, w_GEDF, "xla"))
+  want = grad_fn(jnp.nan_to_num(x_GMD), w_GEDF, ref.grouped_matmul)
+  assert_close(grad_fn(x_GMD, w_GEDF, op.grouped_matmul), want)
+  program = jax.make_jaxpr(grad_fn, static_argnums=2)(x_GMD, w_GEDF, op.grouped_matmul)
+  assert "f32[12,5,7]" in str(program)
 
 
 def test_nothing_in_the_program_is_as_large_as_experts_times_rows():
   case = cases.Case(97, 11, 13, 7, "zipf")
-  text = outcome.lower("xla", *arguments(case)).compile().as_text()
+  x_MD, w_EDF, _, size_E = arguments(case)
+  text = as_one("xla").lower(x_MD, w_EDF, size_E).compile().as_text()
   sizes = {
     int(np.prod([int(n) for n in s.split(",")])) for s in re.findall(r"\w\[([\d,]+)\]", text)
   }
   assert max(sizes) == max(97 * 13, 7 * 11 * 13)  # the result, the weights
 
 
-def test_the_context_decides_which_one_runs():
-  args = arguments(cases.TEST["even"])
-  assert "while" in str(jax.make_jaxpr(grouped_matmul.grouped_matmul)(*args))
-  mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=h200())
-  with jax.sharding.use_abstract_mesh(mesh):
-    assert "ragged_dot" in str(jax.make_jaxpr(grouped_matmul.grouped_matmul)(*args))
+@pytest.mark.parametrize("sizes", [(0, 3, 5), (3, 0, 5), (3, 4, 0), (0, 3, 0)])
+def test_what_has_no_numbers_has_zeros(sizes):
+  M, D, F = sizes
+  (_, y_MF), (dx_MD, dw_EDF) = CHOSEN(jnp.ones((M, D)), jnp.ones((2, D, F)), jnp.array([M, 0]))
+  for a, shape in [(y_MF, (M, F)), (dx_MD, (M, D)), (dw_EDF, (2, D, F))]:
+    np.testing.assert_array_equal(a, np.zeros(shape))
 
 
-def h200():
-  return jax.sharding.AbstractDevice("NVIDIA H200", 132, "cuda")
+@pytest.mark.parametrize("dtype, blocks", [(jnp.int8, 1), (jnp.float8_e4m3fn, 2)])
+def test_quantised_weights_are_what_their_numbers_say(dtype, blocks):
+  case = cases.Case(23, 6, 7, 4, (3, 0, 4, 2))
+  x_MD, w_EDF, _, size_E = arguments(case)
+  w = quantised.quantise(w_EDF, dtype, blocks)
+  assert w.scale.shape == (4, blocks, 7)
+  assert float(jnp.abs(quantised.wide(w) - w_EDF).max()) < (0.03 if dtype == jnp.int8 else 0.2)
+  want_MF = ref.grouped_matmul(x_MD, quantised.wide(w), size_E)
+  assert_close(jax.jit(op.grouped_matmul)(x_MD, w, size_E), want_MF)
+  x = quantised.quantise(x_MD, dtype)
+  want_MF = ref.grouped_matmul(quantised.wide(x), quantised.wide(w), size_E)
+  assert_close(jax.jit(op.grouped_matmul)(x, w, size_E), want_MF)
+  with pytest.raises(ValueError, match="quantised weights have no gradient"):
+    jax.grad(lambda x_MD: op.grouped_matmul(x_MD, w, size_E).sum())(x_MD)
+
+
+X, W, SIZE = jnp.ones((6, 4)), jnp.ones((2, 4, 3)), jnp.array([2, 3])
+NARROW = quantised.quantise(W)
+
+
+@pytest.mark.parametrize(
+  "x_MD, w_EDF, size_E, told",
+  [
+    (X, jnp.ones((2, 5, 3)), SIZE, "D=4 and D=5 must be equal"),
+    (X.astype(jnp.bfloat16), W, SIZE, "give both one floating dtype"),
+    (X.astype(jnp.int32), W.astype(jnp.int32), SIZE, "give both one floating dtype"),
+    (X, W, jnp.array([1, 1, 1]), "3 sizes for E=2 experts"),
+    (X, W, jnp.array([1.0, 1.0]), "sizes are float32; count rows in int32"),
+    (X, W, jnp.array([4, 3]), "7 rows in all do not fit M=6"),
+    (X, W, jnp.array([4, -1]), "sizes from -1"),
+    (X[0], W, SIZE, "they need 2, 3, 1"),
+    (quantised.quantise(X), W, SIZE, "quantised rows need quantised weights"),
+    (X, NARROW._replace(scale=jnp.ones((2, 3, 3))), SIZE, "give \\[E, blocks of D, F\\]"),
+    (NARROW._replace(values=X), NARROW, SIZE, "scales \\[2, 1, 3\\] of 6 rows"),
+  ],
+)
+def test_wrong_use_is_one_sentence(x_MD, w_EDF, size_E, told):
+  with pytest.raises(ValueError, match=told):
+    op.grouped_matmul(x_MD, w_EDF, size_E)
