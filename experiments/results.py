@@ -7,9 +7,8 @@ import textwrap
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from rich.console import Console
-from rich.table import Table
 
+from moejax.lab import plain
 from moejax.report import html, read, style
 
 NUMBERS = {  # column -> how it is written
@@ -59,15 +58,10 @@ def curve(run: read.Run) -> list[list[float]]:
 def table(rows: list[dict], columns=("loss", "bits_per_byte", "flops", "active", "seconds")) -> str:
   """The rows as text for a terminal; `columns` are the numbers to show."""
   first = [key for key in ("name", "arm", "seed", "status") if key in rows[0]]
-  out = Table(box=None, header_style="bold")
-  for key in (*first, *columns):
-    out.add_column(key, justify="left" if key in ("name", "arm", "status") else "right")
-  for row in rows:
-    out.add_row(*(str(row[key]) for key in first), *(_text(key, row.get(key)) for key in columns))
-  text = io.StringIO()
-  Console(file=text, width=160).print(out)
+  numbers = lambda row: (_text(key, row.get(key)) for key in columns)
+  cells = [[*(str(row[key]) for key in first), *numbers(row)] for row in rows]
   failed = [f"{row['name']}: {row['error']}" for row in rows if row.get("error")]
-  return "\n".join([text.getvalue().rstrip(), *failed])
+  return "\n".join([plain.table([*first, *columns], cells), *failed])
 
 
 def csv(rows: list[dict]) -> str:

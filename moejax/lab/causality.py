@@ -18,7 +18,7 @@ import numpy as np
 from moejax.core import config, plugin
 from moejax.core.plan import RouterInputs
 from moejax.core.plugin import Failed, Wrong
-from moejax.lab import drawn
+from moejax.lab import drawn, plain
 from moejax.report import index
 
 B, T, CUT, VOCAB, TRIALS = 2, 12, 6, 24, 8
@@ -185,15 +185,14 @@ def table(rows: list[Row]) -> str:
   """The rows as text for a terminal."""
   size = lambda bits: "-" if bits <= BITS else f"{bits:.3g}"
   yes = {True: "yes", False: "no", None: "-"}
-  cells = [["component", "causal", "docstring", "train", "evaluation", "decoding", ""]]
+  head = ["component", "causal", "docstring", "train", "evaluation", "decoding"]
+  cells, notes = [], [""]
   for r in rows:
     leak = ["?"] * 3 if r.note else [size(x) for x in (r.train, r.evaluation, r.decoding)]
-    last = r.note or ("" if r.agrees else "DISAGREES")
-    cells.append([r.component, yes[r.says], yes[r.docstring], *leak, last])
-  widths = [max(len(row[i]) for row in cells) for i in range(6)] + [0]
-  lines = [
-    "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
-  ]
+    cells.append([r.component, yes[r.says], yes[r.docstring], *leak])
+    notes.append(r.note or ("" if r.agrees else "DISAGREES"))
+  lines = plain.table(head, cells).splitlines()
+  lines = [f"{line}   {note}".rstrip() for line, note in zip(lines, notes, strict=True)]
   return "\n".join(["Leaks from later tokens, in bits; - is none.", "", *lines])
 
 
