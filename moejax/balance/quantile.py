@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from moejax.core import controllers
+from moejax.core import controllers, routing
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 
@@ -53,9 +53,7 @@ def needs(biased_NU, expert_NK):
   >>> needs(jnp.array([[0.75, 0.5, 0.0]]), jnp.array([[0]])).tolist()
   [[-0.25, 0.25, 0.75]]
   """
-  N, U = biased_NU.shape
-  at_NK = jnp.where(expert_NK < 0, U, expert_NK)
-  chosen_NU = jnp.zeros((N, U), bool).at[jnp.arange(N)[:, None], at_NK].set(True, mode="drop")
+  chosen_NU = routing.chosen(expert_NK, biased_NU.shape[1])
   least_N1 = jnp.min(biased_NU, 1, keepdims=True, where=chosen_NU, initial=jnp.inf)
   next_N1 = jnp.max(biased_NU, 1, keepdims=True, where=~chosen_NU, initial=-jnp.inf)
   return jnp.where(chosen_NU, next_N1, least_N1) - biased_NU
