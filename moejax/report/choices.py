@@ -106,16 +106,10 @@ def _pairs(blocks) -> dict:
 
 
 def _flips(run, found):
-  steps, layers = [b for _, b in found], list(next(iter(found.values()))["layers"])
   fig, ax = style.axes("Choices flipped since the step recorded before, %", height=2.7)
-  ends = []
-  for layer, colour in zip(layers, style.depth_colours(len(layers)), strict=True):
-    y = [100 * one["layers"][layer]["rate"] for one in found.values()]
-    ax.plot(steps, y, color=colour, lw=1.4, marker="." if len(y) < 20 else "")
-    ends.append((y[-1], routing.label(layer), colour))
-  ax.set_ylim(bottom=0)
-  curves.finish(ax, run)
-  style.end_labels(ax, routing.some(ends, 8))
+  rates = lambda layer: [100 * one["layers"][layer]["rate"] for one in found.values()]
+  layers = next(iter(found.values()))["layers"]
+  _lines(run, ax, [b for _, b in found], {layer: rates(layer) for layer in layers}, bottom=0)
   return Plot("choices_flips", "Of the choices of the same held-out tokens.", fig)
 
 
@@ -125,19 +119,28 @@ def _margins(run, blocks):
   for text in blocks.values():
     for step, block in text.items():
       by_step.setdefault(step, []).append(block)
-  layers, ends = list(next(iter(by_step.values()))[0].layers), []
-  for layer, colour in zip(layers, style.depth_colours(len(layers)), strict=True):
-    x, y = sorted(by_step), []
-    for step in x:
-      mine = [block.layers[layer] for block in by_step[step]]
-      used = [one["boundary_N"][(one["expert_NK"] >= 0).any(1)] for one in mine]
-      y.append(float(np.median(np.concatenate(used).astype(np.float64))))
-    ax.plot(x, y, color=colour, lw=1.4, marker="." if len(y) < 20 else "")
-    ends.append((y[-1], routing.label(layer), colour))
-  curves.finish(ax, run)
-  style.end_labels(ax, routing.some(ends, 8))
+
+  def median(layer, step):
+    mine = [block.layers[layer] for block in by_step[step]]
+    used = [one["boundary_N"][(one["expert_NK"] >= 0).any(1)] for one in mine]
+    return float(np.median(np.concatenate(used).astype(np.float64)))
+
+  steps, layers = sorted(by_step), next(iter(by_step.values()))[0].layers
+  _lines(run, ax, steps, {layer: [median(layer, step) for step in steps] for layer in layers})
   meaning = "Probability of the last chosen expert above that of the best one left out."
   return Plot("choices_margins", meaning, fig)
+
+
+def _lines(run, ax, steps, by_layer, bottom=None):
+  """A line for each layer over the steps, some of them named at their ends."""
+  ends = []
+  for (layer, y), colour in zip(by_layer.items(), _colours(by_layer), strict=True):
+    ax.plot(steps, y, color=colour, lw=1.4, marker="." if len(y) < 20 else "")
+    ends.append((y[-1], routing.label(layer), colour))
+  if bottom is not None:
+    ax.set_ylim(bottom=bottom)
+  curves.finish(ax, run)
+  style.end_labels(ax, routing.some(ends, 8))
 
 
 def _regrets(layers):
