@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.core import axes, plugin, runs
-from moejax.layers import moe, peer, pkm, product_keys, table, ultramem
-
-MEMORIES = (pkm.Config, peer.Config, ultramem.Config)
+from moejax.layers import moe, table
 
 
 def forward(model_cfg, seq_len: int) -> float:
@@ -38,9 +36,10 @@ def touched(model_cfg, tokens: int) -> float:
   Which experts and which rows of memories a token reads is taken as even and independent.
   """
   share = lambda k, n: 1 - (1 - min(k / n, 1)) ** tokens
-  owners = runs.find(model_cfg.layers, (moe.Config, *MEMORIES))
+  owners = runs.find(model_cfg.layers, object)
+  owners = [(at, cfg) for at, cfg in owners if isinstance(cfg, moe.Config) or _is_memory(cfg)]
   everyone = [cfg for layer in model_cfg.layers for _, cfg in runs.sections(layer)]
-  of_all = sum(product_keys.reads(cfg) for cfg in everyone if _reads_shared(cfg))
+  of_all = sum(plugin.module(cfg).reads(cfg) for cfg in everyone if _reads_shared(cfg))
   total = 0.0
   for names, shape in _leaves(model_cfg):
     part, letters = 1.0, axes.letters(names[-1])
@@ -48,15 +47,20 @@ def touched(model_cfg, tokens: int) -> float:
     if isinstance(cfg, moe.Config) and axes.role(names) == "experts":
       part = share(moe.choices(cfg), cfg.stored or cfg.num_experts)
     elif "P" in letters:
-      reads = product_keys.reads(cfg) if isinstance(cfg, MEMORIES) else of_all
+      reads = plugin.module(cfg).reads(cfg) if cfg and _is_memory(cfg) else of_all
       part = share(reads, shape[-len(letters)])
     total += part * math.prod(shape)
   return total
 
 
+def _is_memory(cfg) -> bool:
+  """Whether its module says how many rows of its table a token reads."""
+  return hasattr(plugin.module(cfg), "reads")
+
+
 def _reads_shared(cfg) -> bool:
-  owner = isinstance(cfg, pkm.Config | ultramem.Config)
-  return owner and cfg.table is not None and table.is_shared(cfg.table)
+  rows = getattr(cfg, "table", None)
+  return _is_memory(cfg) and rows is not None and table.is_shared(rows)
 
 
 def _leaves(model_cfg) -> list[tuple[tuple, tuple]]:
