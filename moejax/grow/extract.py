@@ -136,14 +136,7 @@ def _masks(model_cfg, stats, cfg) -> dict:
       "extract: it needs the activations of the dense model by domain; call statistics() of"
       " moejax/grow/extract.py and hand them to apply() as stats['activation']."
     )
-  ffns = [getattr(layer, "ffn", None) for layer in model_cfg.layers]
-  dense = [i for i, ffn in enumerate(ffns) if isinstance(ffn, mlp.Config)]
-  chosen = dense if cfg.only is None else cfg.only
-  if not chosen or not set(chosen) <= set(dense):
-    raise Wrong(
-      f"extract: layers {list(chosen)} are asked for and the dense ones are {dense}; name some of"
-      " those in transform.only."
-    )
+  chosen = mlp.dense(model_cfg.layers, cfg.only, "extract")
   size_of = {i: np.asarray(stats["activation"][f"layer_{i:03d}"]) for i in chosen}
   for i, size_YF in size_of.items():
     if not size_YF.any(1).all():

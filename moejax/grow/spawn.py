@@ -59,14 +59,7 @@ def apply(variables: dict, model_cfg, stats: dict, cfg: Config):
 
 def _config(model_cfg, cfg):
   """The model config with MoE layers in place of the dense ones."""
-  ffns = [getattr(layer, "ffn", None) for layer in model_cfg.layers]  # not every block has one
-  dense = [i for i, ffn in enumerate(ffns) if isinstance(ffn, mlp.Config)]
-  chosen = dense if cfg.only is None else cfg.only
-  if not chosen or not set(chosen) <= set(dense):
-    raise Wrong(
-      f"spawn: layers {list(chosen)} are asked for and the dense ones are {dense}; name some of"
-      " those in transform.only."
-    )
+  chosen = mlp.dense(model_cfg.layers, cfg.only, "spawn")
   for i in chosen:
     hidden = model_cfg.layers[i].ffn.hidden
     if cfg.moe.hidden != hidden:
