@@ -11,6 +11,10 @@ EXTRAS = {
   "sweep": ["ray>=2.50"],
   "track": ["wandb>=0.22"],
   "aot": ["libtpu>=0.0.40"],
+  "aot-gpu": [
+    *(f"jax-cuda13-{part}>=0.10.2" for part in ("plugin", "pjrt")),
+    *(f"nvidia-{part}" for part in ("cuda-nvcc", "cuda-runtime", "nvjitlink", "nvshmem-cu13")),
+  ],
   "data": ["scikit-learn>=1.7", "scikit-image>=0.26", "sktime>=1.0", "vega_datasets>=0.9"],
   "notebooks": ["jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29", "nbformat>=5.10"],
 }

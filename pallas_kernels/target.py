@@ -37,3 +37,15 @@ def is_cut() -> bool:
   manual = jax.sharding.AxisType.Manual
   sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
   return any(size > 1 and axis_type != manual for axis_type, size in sizes)
+
+
+def cores() -> int:
+  """The multiprocessors of a GPU; 1 elsewhere.
+
+  >>> cores()
+  1
+  """
+  if platform() != "gpu":
+    return 1
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.devices()[0].core_count if device is None else device.num_cores

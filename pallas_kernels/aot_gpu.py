@@ -1,0 +1,124 @@
+"""Programs compiled for an H200 by the GPU's own compiler, on a machine that has none.
+
+The result cannot run here. It says whether a kernel is accepted, how much memory a program needs,
+which kernels are in it, and what each takes of registers and shared memory. Needs the extra
+`aot-gpu`: the CUDA plugin of this very jax, and NVIDIA's assembler.
+"""
+
+import functools
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import typing
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+# The properties that the compiler reads; published ones, or as cudaGetDeviceProperties gives them.
+H200 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 device_memory_size: 150754820096
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 2 }
+device_description_str: "NVIDIA H200"
+"""
+
+
+class Kernel(typing.NamedTuple):
+  """What compiler and assembler say of one kernel; `spilled` is bytes stored to memory by a thread.
+
+  `wgmma` counts the instructions by which Hopper's tensor cores read shared memory.
+  """
+
+  name: str
+  threads: int
+  shared: int
+  registers: int
+  spilled: int
+  wgmma: int
+
+
+def missing() -> str | None:
+  """Why nothing can be compiled for a GPU here, if that is so."""
+  try:
+    importlib.import_module("jax_plugins.xla_cuda13")
+  except ImportError:
+    return "needs the CUDA plugin of this jax; pip install 'moejax[aot-gpu]'"
+  return None
+
+
+@functools.cache
+def device(hosts: int = 1, per_host: int = 1):
+  """The first H200 of so many; its `client` has no memory and runs nothing."""
+  return _topology(hosts, per_host).devices[0]
+
+
+@functools.cache
+def _topology(hosts: int, per_host: int):
+  importlib.import_module("jax_plugins.xla_cuda13")  # makes the platform known
+  shape = f"1x{hosts}x{per_host}"
+  return topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology=shape)
+
+
+def mesh(names: tuple[str, ...] = ("data",), sizes: tuple[int, ...] = (1,)) -> jax.sharding.Mesh:
+  """A mesh of H200s, eight to a host."""
+  count = int(np.prod(sizes))
+  devices = _topology(-(-count // 8), min(count, 8)).devices[:count]
+  types = (jax.sharding.AxisType.Auto,) * len(names)
+  return jax.sharding.Mesh(np.array(devices).reshape(sizes), names, axis_types=types)
+
+
+def compiled(function, *args, **options):
+  """`function` compiled for one H200; `args` are arrays, or jax.ShapeDtypeStruct."""
+  there = jax.sharding.NamedSharding(mesh(), jax.sharding.PartitionSpec())
+  put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there)
+  with jax.sharding.use_abstract_mesh(mesh().abstract_mesh):
+    traced = jax.jit(function).trace(*jax.tree.map(put, args))
+  return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=options)
+
+
+def kernels(function, *args) -> list[Kernel]:
+  """Those of `function` for one H200, as it would launch them."""
+  with tempfile.TemporaryDirectory() as folder:
+    compiled(function, *args, xla_dump_to=folder)
+    dumps = {path.name: path.read_text() for path in pathlib.Path(folder).glob("*")}
+    assembled = {}
+    for name in dumps:
+      if name.endswith(".ptx") and ".entry" in dumps[name]:
+        assembled |= _assembled(pathlib.Path(folder) / name, dumps[name])
+  (launches,) = (text for name, text in dumps.items() if name.endswith(".thunk_sequence.txt"))
+  line = r"(\S+) grid: \[.*?\] threads: \[(\d+), (\d+), (\d+)\]\s+shared_memory: (\d+) bytes"
+  found = []
+  for name, x, y, z, shared in re.findall(line, launches):
+    found.append(Kernel(name, int(x) * int(y) * int(z), int(shared), *assembled[name]))
+  return found
+
+
+def _assembled(path: pathlib.Path, text: str) -> dict[str, tuple[int, int, int]]:
+  """name -> (registers, bytes spilled, wgmma) of the kernels in a file of the GPU's assembly."""
+  command = [_ptxas(), "-v", "-arch=sm_90a", str(path), "-o", os.devnull]
+  said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+  found = r"entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
+  told = re.findall(found, said, re.DOTALL)
+  return {n: (int(used), int(spilled), text.count("wgmma.mma_async")) for n, spilled, used in told}
+
+
+def _ptxas() -> str:
+  """NVIDIA's assembler, which comes with the packages of the extra."""
+  import nvidia  # noqa: PLC0415  it is there if the extra is
+
+  return str(
+    next(path for root in nvidia.__path__ for path in pathlib.Path(root).glob("*/bin/ptxas"))
+  )

@@ -1,0 +1,133 @@
+"""The GPU kernels of the grouped matmul in float64's light: interpreted on a CPU, run on a GPU."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import tiles
+from pallas_kernels.grouped_matmul import cases, quantised, triton
+
+TINY = triton.Config(16, 16, 16, 4, 2, 2)
+PARTS = ("forward", "d_lhs", "d_rhs")
+
+
+def larger(case):
+  """The same load, seven rows for one, and widths of several blocks and a part."""
+  load = tuple(7 * s for s in case.load) if isinstance(case.load, tuple) else case.load
+  return cases.Case(7 * case.M, 20, 37, case.E, load)
+
+
+@functools.cache
+def interpreted(part):
+  return jax.jit(functools.partial(getattr(triton, part), config=TINY, interpret=True))
+
+
+def drawn(case, dtype=np.float32):
+  """x, w and g, with NaN in the rows of no expert."""
+  rng, used = np.random.default_rng(0), cases.sizes(case).sum()
+  x_MD, w_EDF, g_MF = (
+    rng.normal(size=s).astype(dtype)
+    for s in [(case.M, case.D), (case.E, case.D, case.F), (case.M, case.F)]
+  )
+  x_MD[used:] = np.nan
+  g_MF[used:] = np.nan
+  return x_MD, w_EDF, g_MF
+
+
+def defined(part, a, b, size_E):
+  """The part in float64, as loops over experts."""
+  a, b, last_E = np.asarray(a, np.float64), np.asarray(b, np.float64), np.cumsum(size_E)
+  own = [slice(last - size, last) for last, size in zip(last_E, size_E, strict=True)]
+  if part == "d_rhs":
+    return np.stack([a[rows].T @ b[rows] for rows in own])
+  w = b if part == "forward" else b.swapaxes(1, 2)
+  y = np.zeros((len(a), w.shape[2]))
+  for e, rows in enumerate(own):
+    y[rows] = a[rows] @ w[e]
+  return y
+
+
+def arguments(part, x_MD, w_EDF, g_MF):
+  return {"forward": (x_MD, w_EDF), "d_lhs": (g_MF, w_EDF), "d_rhs": (x_MD, g_MF)}[part]
+
+
+def check(function, part, case, dtype=np.float32, close=1e-5):
+  args = arguments(part, *drawn(case, dtype))
+  got = function(*(jnp.asarray(a) for a in args), jnp.asarray(cases.sizes(case)))
+  assert got.dtype == dtype
+  want = defined(part, *args, cases.sizes(case))
+  scale = np.abs(want).max() or 1
+  np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=close * scale)
+  if part != "d_rhs":
+    np.testing.assert_array_equal(got[cases.sizes(case).sum() :], 0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_triton_is_the_definition_on_every_load(part):
+  for case in cases.TEST.values():
+    check(interpreted(part), part, larger(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_triton_with_any_experts_empty(part):
+  for rows in itertools.product((0, 5), repeat=8):
+    check(interpreted(part), part, cases.Case(43, 18, 17, 8, rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("part", PARTS)
+def test_triton_with_every_configuration_that_a_tuner_tries(part, dtype):
+  case = cases.Case(300, 70, 270, 3, (130, 0, 131))
+  close = 1e-5 if dtype == "float32" else 1e-2
+  for mean in (8, 512):
+    for config in triton.candidates(part, mean, jnp.dtype(dtype).itemsize):
+      run = functools.partial(getattr(triton, part), config=config, interpret=True)
+      check(jax.jit(run), part, case, jnp.dtype(dtype), close)
+
+
+@pytest.mark.parametrize("rows", ["float", "narrow"])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_triton_multiplies_quantised_weights(dtype, rows):
+  case = larger(cases.TEST["rows_left_over"])._replace(D=48)
+  x_MD, w_EDF, _ = drawn(case)
+  x_MD, w = jnp.nan_to_num(x_MD), quantised.quantise(jnp.asarray(w_EDF), dtype, blocks=3)
+  x = quantised.quantise(x_MD, dtype) if rows == "narrow" else x_MD
+  got = triton.quantised(x, w, jnp.asarray(cases.sizes(case)), config=TINY, interpret=True)
+  x_MD = quantised.wide(x) if rows == "narrow" else x
+  want = defined("forward", x_MD, quantised.wide(w), cases.sizes(case))
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_what_triton_does_not_do_is_said_while_tracing():
+  shape = jax.ShapeDtypeStruct
+  size_E, x = shape((2,), jnp.int32), shape((8, 32), jnp.bfloat16)
+  run = functools.partial(jax.eval_shape, triton.forward)
+  with pytest.raises(NotImplementedError, match="no kernel for bfloat16 rows with float32 weights"):
+    run(x, shape((2, 32, 8), jnp.float32), size_E)
+  with pytest.raises(NotImplementedError, match="no kernel for int8 rows with int8 weights"):
+    run(shape((8, 32), jnp.int8), shape((2, 32, 8), jnp.int8), size_E)
+  many = quantised.Quantised(shape((256, 8192, 1024), jnp.int8), shape((256, 1, 1024), jnp.float32))
+  with pytest.raises(NotImplementedError, match="2147483648 numbers of one byte are too many"):
+    jax.eval_shape(triton.quantised, shape((8, 8192), jnp.bfloat16), many, shape((256,), jnp.int32))
+  odd = quantised.Quantised(shape((2, 60, 8), jnp.int8), shape((2, 3, 8), jnp.float32))
+  with pytest.raises(NotImplementedError, match="blocks of 20 inputs are no multiples of 32"):
+    jax.eval_shape(triton.quantised, shape((8, 60), jnp.bfloat16), odd, size_E)
+
+
+@pytest.mark.parametrize("load", [(5, 0, 16, 2), (0, 0, 0, 0), (0, 40, 0, 0), (16, 8, 8, 8)])
+def test_tiles_from_the_start_of_a_group_cover_each_row_once(load):
+  got = tiles.from_start(jnp.array(load), 40, 8)
+  seen = np.zeros(40, int)
+  for group, first, last in zip(*map(np.asarray, got[:3]), strict=True):
+    seen[first:last] += 1
+    ends = np.cumsum(load)
+    assert all(np.searchsorted(ends, row, side="right") == group for row in range(first, last))
+    assert last - first <= 8
+  np.testing.assert_array_equal(seen, 1)
+  assert int(got.count) == sum(-(-rows // 8) for rows in (*load, 40 - sum(load)))
