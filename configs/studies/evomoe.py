@@ -28,6 +28,13 @@ ARMS = {
   "diversified_dts": dict(moe=DTS, knobs=cooling(FIRST), spawned=True),
 }
 
+PAPERS = {
+  "diversified_dts": (
+    "EvoMoE: experts that start as copies of one, then a gate that goes from dense to sparse.",
+    "Nie et al. 2021 (EvoMoE), arXiv:2112.14397",
+  ),
+}
+
 
 def get_config(arm="top1"):
   """The brief recipe; spawned arms train one dense FFN first, at equal steps in all."""

@@ -22,6 +22,13 @@ ARMS = {
   "up_top2": dict(experts=(4, 4, 8, 16), top2=True),
 }
 
+PAPERS = {
+  "up": (
+    "PR-MoE: more experts in later layers, each router's choice beside a dense FFN.",
+    "Rajbhandari et al. 2022 (DeepSpeed-MoE), arXiv:2201.05596",
+  ),
+}
+
 
 def layer(experts: int, top2: bool) -> dict:
   """A dense layer, top-2, or top-1 beside a dense FFN; all as wide for a token."""

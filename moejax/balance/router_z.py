@@ -4,7 +4,7 @@ Paper:  Zoph et al. 2022 (ST-MoE), arXiv:2202.08906.
 Sums:   z (logsumexp of the logits, squared); reads tokens of the layer.
 Value:  the mean over tokens per layer, as in the paper: log(U)^2 where all logits are 0. It asks
         for small logits and not for an even load.
-Study:  configs/studies/router_shootout.py
+Study:  configs/studies/conventions.py
 """
 
 import dataclasses

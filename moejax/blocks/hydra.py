@@ -2,7 +2,7 @@
 
 Paper:  Chaudhary and Browne 2025 (Hydra), arXiv:2508.15099.
 Causal: yes.
-Study:  configs/studies/chunk_routing.py (its experts)
+Study:  configs/studies/hydra.py
 Differs from the paper: its text gives no formulas; the order of the branches and the form of the
         gates are of this file.
 

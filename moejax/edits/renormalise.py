@@ -3,7 +3,7 @@
 Paper:  Lu et al. 2024 (NAEE), arXiv:2402.14800, after it skips an expert.
 Plan:   TokenPlan -> TokenPlan with other gates.   State: none.
 Causal: yes.
-Study:  configs/studies/router_shootout.py
+Study:  configs/studies/expert_skipping.py
 Differs from the paper: `total` says what the gates sum to; the paper's routers always sum to one.
 """
 

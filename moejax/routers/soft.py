@@ -3,10 +3,9 @@
 Paper:  Puigcerver et al. 2023 (Soft MoE), arXiv:2308.00951.
 Plan:   SoftPlan; the dispatch must be 'einsum'.   State: none.   Tokens: coupled inside a group.
 Causal: no - every slot is a mean over the whole group.
-Study:  configs/studies/baselines.py
+Study:  configs/studies/lookahead.py
 Differs from the paper: slots are counted per token of a group. Each has a vector in phi_DEC, so the
-        parameters are those of one length of sequence. The text of the study is causal, so Soft MoE
-        is no arm of it.
+        parameters are those of one length of sequence.
 """
 
 import dataclasses
