@@ -43,7 +43,7 @@ def get_config(arm="top1"):
   cfg = merge(decoder.brief(), model=dict(moe=moe), **chosen)
   if not spawned:
     return cfg
-  layer = cfg.model.moe.to_dict()
+  layer = cfg.to_dict()["model"]["moe"]
   cfg = merge(cfg, model=dict(mlp=dict(hidden=layer["hidden"]), layers=[dict(ffn="mlp")] * 3))
   spawn = dict(name="spawn", moe=layer, redrawn=0.2)
   return merge(cfg, stages=[dict(steps=FIRST), dict(steps=STEPS - FIRST, transform=spawn)])
