@@ -1,6 +1,5 @@
 """A real run, if a tiny one: what it writes is documented, shown and can be sampled from."""
 
-import random
 import re
 import shutil
 
@@ -26,15 +25,9 @@ TRAIN = {"steps": 4, "batch_size": 2, "log_every": 1, "eval_every": 2, "sample_t
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(two_kinds, tmp_path_factory):
   """The run directory, two kinds of text in it."""
-  folder, draw = tmp_path_factory.mktemp("text"), random.Random(0)
-  for kind, words in {"fruit": ("apple", "pear"), "tools": ("saw", "drill")}.items():
-    (folder / kind).mkdir()
-    for i in range(12):
-      (folder / kind / f"{i}.txt").write_text(" ".join(draw.choice(words) for _ in range(60)))
-  data = {"source": f"text:{folder}", "tokenizer": "bytes", "seq_len": 32, "validation": 0.4}
-  data["cache"] = str(tmp_path_factory.mktemp("cache"))
+  data = {**two_kinds, "seq_len": 32}
   cfg = config.resolve({"model": MODEL, "data": data, "train": TRAIN, "mesh": "data:1"})
   return loop.fit(cfg, tmp_path_factory.mktemp("runs") / "tiny", terminal=False).workdir
 

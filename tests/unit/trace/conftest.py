@@ -1,7 +1,5 @@
 """A tiny trained run with a trace of every step."""
 
-import random
-
 import pytest
 
 from moejax.core import config
@@ -16,15 +14,9 @@ MODEL = {
 
 
 @pytest.fixture(scope="package")
-def settings(tmp_path_factory):
+def settings(two_kinds):
   """settings(**of train) -> the config of a run, two kinds of text in it."""
-  folder, draw = tmp_path_factory.mktemp("text"), random.Random(0)
-  for kind, words in {"fruit": ("apple", "pear"), "tools": ("saw", "drill")}.items():
-    (folder / kind).mkdir()
-    for i in range(12):
-      (folder / kind / f"{i}.txt").write_text(" ".join(draw.choice(words) for _ in range(60)))
-  data = {"source": f"text:{folder}", "tokenizer": "bytes", "seq_len": 16, "validation": 0.4}
-  data["cache"] = str(tmp_path_factory.mktemp("cache"))
+  data = {**two_kinds, "seq_len": 16}
   usual = {"steps": 4, "batch_size": 4, "log_every": 1, "eval_every": 9, "checkpoint_every": 2}
   usual |= {"sample_tokens": 0, "lr_peak": 1e-2}
 
