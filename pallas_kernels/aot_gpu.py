@@ -5,6 +5,7 @@ which kernels are in it, and what each takes of registers and shared memory. Nee
 `aot-gpu`: the CUDA plugin of this very jax, and NVIDIA's assembler.
 """
 
+import contextlib
 import functools
 import importlib
 import os
@@ -34,6 +35,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 2 }
 device_description_str: "NVIDIA H200"
 """
+LAUNCH = r"(\S+) grid: \S+ \S+ \S+ threads: \[(\d+), (\d+), (\d+)\]\s+shared_memory: (\d+) bytes"
 
 
 class Kernel(typing.NamedTuple):
@@ -92,18 +94,41 @@ def compiled(function, *args, **options):
 def kernels(function, *args) -> list[Kernel]:
   """Those of `function` for one H200, as it would launch them."""
   with tempfile.TemporaryDirectory() as folder:
-    compiled(function, *args, xla_dump_to=folder)
-    dumps = {path.name: path.read_text() for path in pathlib.Path(folder).glob("*")}
+    with _environment(MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTX="1"):
+      compiled(function, *args, xla_dump_to=folder)
+    dumps = {path: path.read_text() for path in pathlib.Path(folder).glob("*")}
     assembled = {}
-    for name in dumps:
-      if name.endswith(".ptx") and ".entry" in dumps[name]:
-        assembled |= _assembled(pathlib.Path(folder) / name, dumps[name])
-  (launches,) = (text for name, text in dumps.items() if name.endswith(".thunk_sequence.txt"))
-  line = r"(\S+) grid: \[.*?\] threads: \[(\d+), (\d+), (\d+)\]\s+shared_memory: (\d+) bytes"
+    for path, text in dumps.items():
+      if path.suffix == ".ptx" and ".entry" in text:
+        assembled |= _assembled(path, text)
   found = []
-  for name, x, y, z, shared in re.findall(line, launches):
-    found.append(Kernel(name, int(x) * int(y) * int(z), int(shared), *assembled[name]))
+  for path, text in dumps.items():
+    if path.name.endswith(".thunk_sequence.txt"):
+      for name, x, y, z, shared in re.findall(LAUNCH, text):
+        found.append(Kernel(name, int(x) * int(y) * int(z), int(shared), *assembled[name]))
+    elif path.name.endswith(".mlir-passes.log"):  # Mosaic GPU launches by itself
+      name = re.sub(r"_\d+\.mlir-passes\.log$", "_mosaic_gpu_kernel", path.name)
+      (threads,) = re.findall(r"\.maxntid (\d+), 1, 1", dumps[_beside(path, ".ptx")])
+      shared = re.search(r"dynamic_shared_memory_size %c(\d+)_i32", text)
+      assert shared
+      found.append(Kernel(name, int(threads), int(shared[1]), *assembled[name]))
   return found
+
+
+def _beside(path: pathlib.Path, suffix: str) -> pathlib.Path:
+  return path.with_name(path.name.removesuffix(".mlir-passes.log") + suffix)
+
+
+@contextlib.contextmanager
+def _environment(**values: str):
+  """These variables, which the compiler reads when it starts, for a while."""
+  before = {name: os.environ.get(name) for name in values}
+  os.environ.update(values)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _assembled(path: pathlib.Path, text: str) -> dict[str, tuple[int, int, int]]:

@@ -1,18 +1,20 @@
-"""The GPU kernels of the grouped matmul in float64's light: interpreted on a CPU, run on a GPU."""
+"""The GPU kernels of the grouped matmul against float64: interpreted on a CPU, or run on a GPU."""
 
 import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
+import mosaic_interpreter
 import numpy as np
 import pytest
 
-from pallas_kernels import tiles
-from pallas_kernels.grouped_matmul import cases, quantised, triton
+from pallas_kernels import target, tiles
+from pallas_kernels.grouped_matmul import cases, mosaic_gpu, quantised, triton
 
 TINY = triton.Config(16, 16, 16, 4, 2, 2)
 PARTS = ("forward", "d_lhs", "d_rhs")
+BFLOAT16 = jnp.dtype(jnp.bfloat16)
 
 
 def larger(case):
@@ -91,14 +93,19 @@ def test_triton_with_every_configuration_that_a_tuner_tries(part, dtype):
       check(jax.jit(run), part, case, jnp.dtype(dtype), close)
 
 
-@pytest.mark.parametrize("rows", ["float", "narrow"])
-@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+SLOW = pytest.mark.slow
+NARROW = [("int8", "float"), ("float8_e4m3fn", "narrow")]
+NARROW += [pytest.param(*c, marks=SLOW) for c in [("int8", "narrow"), ("float8_e4m3fn", "float")]]
+
+
+@pytest.mark.parametrize("dtype, rows", NARROW)
 def test_triton_multiplies_quantised_weights(dtype, rows):
   case = larger(cases.TEST["rows_left_over"])._replace(D=48)
   x_MD, w_EDF, _ = drawn(case)
   x_MD, w = jnp.nan_to_num(x_MD), quantised.quantise(jnp.asarray(w_EDF), dtype, blocks=3)
   x = quantised.quantise(x_MD, dtype) if rows == "narrow" else x_MD
-  got = triton.quantised(x, w, jnp.asarray(cases.sizes(case)), config=TINY, interpret=True)
+  run = jax.jit(functools.partial(triton.quantised, config=TINY, interpret=True))
+  got = run(x, w, jnp.asarray(cases.sizes(case)))
   x_MD = quantised.wide(x) if rows == "narrow" else x
   want = defined("forward", x_MD, quantised.wide(w), cases.sizes(case))
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
@@ -131,3 +138,65 @@ def test_tiles_from_the_start_of_a_group_cover_each_row_once(load):
     assert last - first <= 8
   np.testing.assert_array_equal(seen, 1)
   assert int(got.count) == sum(-(-rows // 8) for rows in (*load, 40 - sum(load)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_mosaic_is_the_definition(part, monkeypatch):
+  """Experts without rows, of less than a tile and of more; columns and rows that end in a tile."""
+  monkeypatch.setattr(target, "cores", lambda: 2)
+  case = cases.Case(160, 128, 136, 3, (70, 0, 65))
+  config = mosaic_gpu.Config(128 if part == "d_rhs" else 64, 128, 2)
+  with mosaic_interpreter.on_cpu():
+    run = jax.jit(functools.partial(getattr(mosaic_gpu, part), config=config))
+    check(run, part, case, BFLOAT16, 1e-2)
+
+
+def test_what_mosaic_does_not_do_is_said_while_tracing():
+  shape = jax.ShapeDtypeStruct
+  run, size_E = functools.partial(jax.eval_shape, mosaic_gpu.forward), shape((2,), jnp.int32)
+  for dtype, D, F, match in [
+    ("float32", 64, 64, "bfloat16 or float16 only, not float32 and float32"),
+    ("bfloat16", 60, 64, "I=60 is no multiple of 64"),
+    ("bfloat16", 64, 60, "O=60 is no multiple of 8"),
+  ]:
+    with pytest.raises(NotImplementedError, match=match):
+      run(shape((8, D), dtype), shape((2, D, F), dtype), size_E)
+  device = jax.sharding.AbstractDevice("NVIDIA A100-SXM4-80GB", 108, "cuda")
+  mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    with pytest.raises(NotImplementedError, match="written for Hopper, this is NVIDIA A100"):
+      run(shape((8, 64), jnp.bfloat16), shape((2, 64, 64), jnp.bfloat16), size_E)
+
+
+@pytest.mark.parametrize("mean", [8, 64, 512])
+@pytest.mark.parametrize("part", PARTS)
+def test_every_configuration_fits_shared_memory_and_registers(part, mean):
+  for out in (128, 768, 7168):
+    for config in mosaic_gpu.candidates(part, mean, out):
+      rows, cols = config.half()
+      assert config.shared() <= mosaic_gpu.SHARED
+      assert rows % 64 == 0 and cols % mosaic_gpu.WRITTEN == 0
+      assert rows * cols // 128 <= 128  # registers of a thread for sums, of 232
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["triton", "mosaic_gpu"])
+@pytest.mark.parametrize("part", PARTS)
+def test_on_a_gpu(part, name):
+  if jax.default_backend() != "gpu":
+    pytest.skip("needs a GPU")
+  module = {"triton": triton, "mosaic_gpu": mosaic_gpu}[name]
+  for load in ("even", "zipf", "one_hot", "half", (0, 1, 700, 0, 129, 128, 1, 65)):
+    check(jax.jit(getattr(module, part)), part, cases.Case(1030, 256, 392, 8, load), BFLOAT16, 2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["triton", "mosaic_gpu"])
+@pytest.mark.parametrize("part", PARTS)
+def test_on_a_gpu_with_any_experts_empty(part, name):
+  if jax.default_backend() != "gpu":
+    pytest.skip("needs a GPU")
+  run = jax.jit(getattr({"triton": triton, "mosaic_gpu": mosaic_gpu}[name], part))
+  for rows in itertools.product((0, 37), repeat=8):
+    check(run, part, cases.Case(300, 128, 136, 8, rows), BFLOAT16, 2e-2)
