@@ -136,7 +136,10 @@ def _cores(workers):
 def _start(job, cores, cache):
   """The process, in a group of its own: a Ctrl-C in the terminal reaches it through _stop alone."""
   job.workdir.mkdir(parents=True, exist_ok=True)
-  own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache.resolve())}
+  own = {} if cache is None else {
+    "JAX_COMPILATION_CACHE_DIR": str(cache.resolve()),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+  }  # fmt: skip
   with open(job.workdir / "output.txt", "wb") as output, _pinned(cores):
     return subprocess.Popen(
       job.command(),

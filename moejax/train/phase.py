@@ -55,12 +55,14 @@ def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
   hooks = (balancing.controllers, buffers.refresh)
   dtype = dtypes.dtype(precision.accumulate)
   step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs(cfg), dtype)
-  start = lambda token_BT: steps.init(
-    model, tx, token_BT, cfg.train, dtypes.dtype(precision.params)
+  first = lambda token_BT, key: steps.init(
+    model, tx, token_BT, cfg.train, dtypes.dtype(precision.params), key
   )
-  template = meshes.placed(jax.eval_shape(start, token_BT), mesh)
+  key = jax.random.key(cfg.train.seed)
+  template = meshes.placed(jax.eval_shape(first, token_BT, key), mesh)
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
-  start = jax.jit(start, out_shardings=to)
+  first = jax.jit(first, out_shardings=to)  # of a key: all seeds have one program
+  start = lambda token_BT: first(token_BT, key)
   step = jax.jit(step, donate_argnums=0, out_shardings=(to, None))
   scores = jax.jit(evaluate.make(model, precision, corpus.tokenizer.bytes_V, len(corpus.labels)))
   return Phase(index, cfg, model, start, step, scores, template)
