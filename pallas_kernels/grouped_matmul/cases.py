@@ -35,6 +35,36 @@ BENCH = {  # one amount of work over more and more experts, then other loads
 }
 
 
+class Published(typing.NamedTuple):
+  """The expert layers of a published model: E experts of width F, K of them for a token."""
+
+  D: int
+  F: int
+  E: int
+  K: int
+
+
+MODELS = {
+  "mixtral_8x7b": Published(4096, 14336, 8, 2),
+  "olmoe_1b_7b": Published(2048, 1024, 64, 8),
+  "qwen3_30b_a3b": Published(2048, 768, 128, 8),
+  "qwen3_235b_a22b": Published(4096, 1536, 128, 8),
+  "deepseek_v3": Published(7168, 2048, 256, 8),
+  "kimi_k2": Published(7168, 2048, 384, 8),
+  "sigma_moe_tiny": Published(1536, 768, 96, 1),
+}
+
+
+def of_model(name: str, tokens: int = 16384, down: bool = False, load="zipf") -> Case:
+  """The matmul of gate or up projections, or the one down, of a batch of tokens.
+
+  >>> of_model("qwen3_30b_a3b"), of_model("mixtral_8x7b", 512, down=True)[:4]
+  (Case(M=131072, D=2048, F=768, E=128, load='zipf'), (1024, 14336, 4096, 8))
+  """
+  D, F, E, K = MODELS[name]
+  return Case(tokens * K, F, D, E, load) if down else Case(tokens * K, D, F, E, load)
+
+
 def sizes(case: Case) -> np.ndarray:
   """Rows per expert, the same numbers each time.
 

@@ -1,6 +1,7 @@
 """Every implementation of the grouped matmul against its definition: three passes, then as one."""
 
 import functools
+import itertools
 import re
 import types
 
@@ -9,13 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from close import assert_close
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import grouped_matmul as op
-from pallas_kernels.grouped_matmul import cases, quantised, ragged, ref, xla
+from pallas_kernels.grouped_matmul import cases, quantised, ragged, ref, tpu, xla
 
 PASSES = ("forward", "d_lhs", "d_rhs")
 IMPLEMENTATIONS = {
   "xla": {name: functools.partial(getattr(xla, name), windows=(6, 2)) for name in PASSES},
+  # tiles that divide nothing; sums over inputs at once in the forward pass, in parts in d_lhs
+  "tpu": {
+    name: functools.partial(getattr(tpu, name), tile=tpu.Tiles(8, 5, 4), interpret=True)
+    for name in PASSES
+  },
   "ragged": {name: getattr(ragged, name) for name in PASSES},
   "ref": {name: getattr(ref, name) for name in PASSES},
 }
@@ -56,6 +63,48 @@ def test_windows_match_the_definition_in_float64(case):
 def test_ragged_dot_matches_the_definition(case):
   want = passes("ref", *arguments(cases.TEST[case]))
   assert_close(passes("ragged", *arguments(cases.TEST[case], dirty=True)), want)
+
+
+@pytest.mark.parametrize("case", cases.TEST)
+def test_tpu_kernels_match_the_definition(case):
+  want = passes("ref", *arguments(cases.TEST[case]))
+  assert_close(passes("tpu", *arguments(cases.TEST[case], dirty=True)), want)
+
+
+def test_tpu_kernels_with_every_pattern_of_empty_groups():
+  M, E, rng = 29, 8, np.random.default_rng(1)
+  x_MD, w_EDF, g_MF = rng.normal(size=(M, 5)), rng.normal(size=(E, 5, 7)), rng.normal(size=(M, 7))
+  single = functools.partial(jnp.asarray, dtype=jnp.float32)
+  for pattern in itertools.product((0, 1), repeat=E):
+    size_E = np.array(pattern) * rng.integers(1, 4, E)
+    ends = np.cumsum(size_E)
+    parts = [slice(last - size, last) for size, last in zip(size_E, ends, strict=True)]
+    y_MF, dx_MD = np.zeros((M, 7)), np.zeros((M, 5))
+    for w_DF, rows in zip(w_EDF, parts, strict=True):
+      y_MF[rows], dx_MD[rows] = x_MD[rows] @ w_DF, g_MF[rows] @ w_DF.T
+    dw_EDF = np.stack([x_MD[rows].T @ g_MF[rows] for rows in parts])
+    dirty = [np.where(np.arange(M)[:, None] < ends[-1], a, np.nan) for a in (x_MD, g_MF)]
+    got = passes("tpu", single(dirty[0]), single(w_EDF), single(dirty[1]), jnp.array(size_E))
+    for a, b in zip(got, (y_MF, dx_MD, dw_EDF), strict=True):
+      np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_tpu_kernels_race_with_nothing_and_have_bfloat16(capsys):
+  """In the interpreter that has a TPU's memories, through the differentiable function.
+
+  It prints what it finds.
+  """
+  x_MD, w_EDF, _, size_E = arguments(cases.Case(23, 8, 8, 3, (9, 0, 12)))
+  want = DEFINITION(x_MD, w_EDF, size_E)
+  dirty_MD = x_MD.at[21:].set(jnp.nan).astype(jnp.bfloat16)
+  memories = pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="uninitialized")
+  with pltpu.force_tpu_interpret_mode(memories):
+    got = as_one("tpu")(dirty_MD, w_EDF.astype(jnp.bfloat16), size_E)
+  assert "RACE" not in capsys.readouterr().out
+  for a, b in zip(jax.tree.leaves(got)[1:], jax.tree.leaves(want)[1:], strict=True):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.1 * float(jnp.abs(b).max()))
 
 
 def as_one(implementation):
@@ -129,18 +178,18 @@ def test_what_has_no_numbers_has_zeros(sizes):
     np.testing.assert_array_equal(a, np.zeros(shape))
 
 
-@pytest.mark.parametrize("dtype, blocks", [(jnp.int8, 1), (jnp.float8_e4m3fn, 2)])
+@pytest.mark.parametrize("dtype, blocks", [(jnp.int8, 2), (jnp.float8_e4m3fn, 1)])
 def test_quantised_weights_are_what_their_numbers_say(dtype, blocks):
-  case = cases.Case(23, 6, 7, 4, (3, 0, 4, 2))
-  x_MD, w_EDF, _, size_E = arguments(case)
-  w = quantised.quantise(w_EDF, dtype, blocks)
+  x_MD, w_EDF, _, size_E = arguments(cases.Case(23, 256, 7, 4, (3, 0, 4, 2)))
+  w, x = quantised.quantise(w_EDF, dtype, blocks), quantised.quantise(x_MD, dtype)
   assert w.scale.shape == (4, blocks, 7)
   assert float(jnp.abs(quantised.wide(w) - w_EDF).max()) < (0.03 if dtype == jnp.int8 else 0.2)
-  want_MF = ref.grouped_matmul(x_MD, quantised.wide(w), size_E)
-  assert_close(jax.jit(op.grouped_matmul)(x_MD, w, size_E), want_MF)
-  x = quantised.quantise(x_MD, dtype)
-  want_MF = ref.grouped_matmul(quantised.wide(x), quantised.wide(w), size_E)
-  assert_close(jax.jit(op.grouped_matmul)(x, w, size_E), want_MF)
+  kernel = functools.partial(tpu.quantised, tile=tpu.Tiles(8, 256, 4), interpret=True)
+  dirty_MD = x_MD.at[9:].set(jnp.nan)
+  for rows, dirty in ((x_MD, dirty_MD), (quantised.wide(x), x)):
+    want_MF = ref.grouped_matmul(rows, quantised.wide(w), size_E)
+    assert_close(op.grouped_matmul(dirty, w, size_E), want_MF)
+    assert_close(kernel(dirty, w, size_E), want_MF)
   with pytest.raises(ValueError, match="quantised weights have no gradient"):
     jax.grad(lambda x_MD: op.grouped_matmul(x_MD, w, size_E).sum())(x_MD)
 
