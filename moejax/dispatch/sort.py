@@ -15,6 +15,7 @@ from jax import lax
 from moejax.core import axes
 from moejax.core.plan import TokenPlan
 from moejax.core.rows import Rows
+from pallas_kernels import routing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,27 +53,8 @@ def run(plan, x_ND, experts, cfg):
 def _local(plan, x_ND, experts):
   """Rows without an expert sort last, belong to no group and cost nothing."""
   expert_M, token_M, gate_M = plan.rows()
-  M = len(expert_M)
-  order_M = order(expert_M, plan.num_experts)
-  # bincount drops ids beyond its length, but counts negative ones into bin 0: rows() has none
-  size_E = jnp.bincount(expert_M, length=plan.num_experts)
+  order_M, place_M, size_E = routing.sort(expert_M, plan.num_experts)
   row_NK = None
   if isinstance(plan, TokenPlan):  # its rows lie as [N, K] before they are sorted
-    row_M = jnp.zeros_like(order_M).at[order_M].set(jnp.arange(M, dtype=order_M.dtype))
-    row_NK = jnp.where(token_M < 0, M, row_M).reshape(plan.expert_NK.shape)
+    row_NK = jnp.where(token_M < 0, len(token_M), place_M).reshape(plan.expert_NK.shape)
   return experts.to_tokens(Rows(x_ND, token_M[order_M], gate_M[order_M], row_NK), size_E)
-
-
-def order(expert_M: jax.Array, num_experts: int) -> jax.Array:
-  """The rows by expert, in their order within one.
-
-  Expert and row in one integer, where both fit, sort about three times faster than a stable sort.
-
-  >>> order(jnp.array([2, 0, 1, 0]), 2).tolist()
-  [1, 3, 2, 0]
-  """
-  M = len(expert_M)
-  if (num_experts + 1) * M >= 2**31:
-    return jnp.argsort(expert_M, stable=True).astype(jnp.int32)
-  key_M = expert_M.astype(jnp.int32) * M + jnp.arange(M, dtype=jnp.int32)
-  return jnp.sort(key_M) % M

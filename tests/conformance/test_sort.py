@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import plans
 import pytest
 from close import assert_close
@@ -11,7 +10,6 @@ from test_dispatch import outcome
 
 from moejax.core.plan import ExpertPlan
 from moejax.core.rows import Rows
-from moejax.dispatch import sort
 
 MESHES = {
   "data8": {"data": 8},
@@ -64,13 +62,6 @@ def check(mesh, plan, x_ND, params):
   mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
   with jax.set_mesh(mesh):
     assert_close(outcome("sort", plan, x_ND, params), want)
-
-
-@pytest.mark.parametrize("num_experts", [5, 2**30])
-def test_the_order_is_that_of_a_stable_sort(num_experts):
-  expert_M = jax.random.randint(jax.random.key(0), (50,), 0, 5)
-  want_M = np.argsort(np.asarray(expert_M), kind="stable")
-  np.testing.assert_array_equal(sort.order(expert_M, num_experts), want_M)
 
 
 def test_gathers_are_the_scatters_they_stand_for():
