@@ -6,7 +6,13 @@ import pathlib
 import textwrap
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+  FuncFormatter,
+  LogLocator,
+  MaxNLocator,
+  NullLocator,
+  ScalarFormatter,
+)
 
 from moejax.lab import plain
 from moejax.report import html, read, style
@@ -99,26 +105,39 @@ def compute_plot(rows: list[dict], width: float):
   return fig
 
 
-def study_plot(rows: list[dict], claim: str, verdict: str):
-  """The held-out loss of every arm: a dot for each seed, a bar for their mean."""
+def study_plot(rows: list[dict], claim: str, verdict: str, columns=("loss",)):
+  """Some columns of a study side by side: for every arm a dot for each seed, a bar for the mean."""
   arms = list(dict.fromkeys(row["arm"] for row in rows))
-  claim, verdict = textwrap.fill(claim, 68), textwrap.fill(verdict, 104)
-  top, bottom = 0.35 + 0.2 * len(claim.splitlines()), 0.65 + 0.16 * len(verdict.splitlines())
-  left = 0.25 + 0.075 * max(map(len, arms))
+  foot = f"A dot is a seed, a bar the mean of an arm.\n{textwrap.fill(verdict, 104)}"
+  claim = textwrap.fill(claim, 68)
+  top, bottom = 0.35 + 0.2 * len(claim.splitlines()), 0.65 + 0.16 * len(foot.splitlines())
+  width, left, gap = 6.4, 0.25 + 0.075 * max(map(len, arms)), 0.3
   height = top + bottom + 0.3 * max(len(arms), 3)
-  fig, ax = style.axes(claim, 6.4, height, left=left, right=0.25, top=top, bottom=bottom)
-  for i, arm in enumerate(arms):
-    loss_S = [row["loss"] for row in rows if row["arm"] == arm]
-    colour = style.CYCLE[i % len(style.CYCLE)]
-    ax.plot(loss_S, [i] * len(loss_S), "o", color=colour, alpha=0.55, markersize=5, mew=0)
-    ax.plot([np.mean(loss_S)], [i], "|", color=colour, markersize=13, mew=2)
-  ax.set_yticks(range(len(arms)), arms)
-  ax.set_ylim(len(arms) - 0.5, -0.5)
-  ax.xaxis.set_major_locator(MaxNLocator(6))
-  ax.set_xlabel("held-out loss, nats per token; a dot is a seed, a bar their mean", labelpad=4)
-  ax.grid(axis="x")
-  fig.text(0.012, 0.1 / height, verdict, size=8, color=style.C["muted"], va="bottom")
+  each = (width - left + gap) / len(columns) - gap
+  fig, ax = style.axes(claim, width, height, left, width - left - each + 0.1, top, bottom)
+  for i, column in enumerate(columns):
+    if i:
+      place = ((left + i * (each + gap)) / width, bottom / height)
+      ax = fig.add_axes((*place, (each - 0.1) / width, 1 - (top + bottom) / height))
+    _strip(ax, rows, arms, column)
+    ax.xaxis.set_major_locator(MaxNLocator(max(6 - len(columns), 2)))
+    ax.set_yticks(range(len(arms)), [] if i else arms)
+  fig.text(0.012, 0.1 / height, foot, size=8, color=style.C["muted"], va="bottom")
   return fig
+
+
+def _strip(ax, rows, arms, column: str):
+  """One column of a study, an arm in each line."""
+  for i, arm in enumerate(arms):
+    value_S = [row[column] for row in rows if row["arm"] == arm]
+    colour = style.CYCLE[i % len(style.CYCLE)]
+    ax.plot(value_S, [i] * len(value_S), "o", color=colour, alpha=0.55, markersize=5, mew=0)
+    ax.plot([np.mean(value_S)], [i], "|", color=colour, markersize=13, mew=2)
+  ax.set_ylim(len(arms) - 0.5, -0.5)
+  ax.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+  words = {"loss": "held-out loss, nats"}.get(column, column.replace("_", " "))
+  ax.set_xlabel(words, labelpad=4)
+  ax.grid(axis="x")
 
 
 def _frame(ax, losses, ends, above: float):

@@ -4,9 +4,10 @@ Run:    python -m experiments.study topk_vs_dense
         [--arms=a,b] [--seeds=3] [--workers=N] [--workdir=DIR] [--config.a.b=value ...]
 
 configs/studies/X.py has ARMS and get_config(arm); experiments/studies/X.py has CLAIM, measure(run)
-and verdict(table). The same command again skips the runs that are finished. A study run whole (all
-arms, at least three seeds, nothing overridden) is written to docs/results/X.json and X.png; any
-study to its own folder. Exit code 0: the claim holds; 1: it fails or is unclear; 2: wrong use.
+and verdict(table), and where its plot is to show other columns than the loss, SHOWN. The same
+command again skips the runs that are finished. A study run whole (all arms, at least three seeds,
+nothing overridden) is written to docs/results/X.json and X.png; any study to its own folder. Exit
+code 0: the claim holds; 1: it fails or is unclear; 2: wrong use.
 """
 
 import datetime
@@ -116,7 +117,9 @@ def write(study, name, rows, done, verdict, folder):
   html.write(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
   if rows:
     with style.context():
-      style.png(results.study_plot(rows, study.CLAIM, verdict), folder / f"{name}.png")
+      columns = getattr(study, "SHOWN", ("loss",))
+      figure = results.study_plot(rows, study.CLAIM, verdict, columns)
+      style.png(figure, folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ CLAIM = (
   " use fall with every step, and the held-out loss of 64 is above that of 1."
 )
 STRETCH = 16  # tokens
+SHOWN = ("experts_per_sequence", "loss")
 
 
 def measure(run) -> dict:

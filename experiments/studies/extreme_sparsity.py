@@ -11,6 +11,7 @@ CLAIM = (
 )
 LOW = 2  # layers
 LAST = 0.1  # of the logged steps, when all layers have one expert for a token
+SHOWN = ("low_max", "loss")
 
 
 def measure(run) -> dict:

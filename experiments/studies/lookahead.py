@@ -17,6 +17,7 @@ CLAIM = (
 )
 NOTHING = 0.01  # nats per token
 EVERY, BATCHES = 12, 4  # tokens between those that are predicted; held-out batches
+SHOWN = ("lost", "loss")
 
 
 def measure(run) -> dict:

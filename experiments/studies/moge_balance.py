@@ -10,6 +10,7 @@ CLAIM = (
 )
 MARGIN = 0.01
 NOTHING = 1e-4  # loads are logged to six digits
+SHOWN = ("worst_imbalance", "loss")
 
 
 def imbalance(load_U, k: int, groups: int) -> float:

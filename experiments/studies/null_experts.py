@@ -9,6 +9,7 @@ CLAIM = (
   "With a null expert in the pool, tokens that are easier to predict than the median choose fewer"
   " real experts than the harder ones."
 )
+SHOWN = ("experts_easy", "experts_hard", "loss")
 
 
 def measure(run) -> dict:

@@ -13,6 +13,7 @@ CLAIM = "At equal active FLOPs every causal router comes within 2 per cent of to
 MARGIN = 0.02
 FACTOR = 1.25  # of the capacity whose drops are counted, whether or not the arm has one
 LAYER, TOKENS = "layer_001", 32  # of which the regret is measured
+SHOWN = ("loss", "max_vio", "regret")
 
 
 def measure(run) -> dict:
