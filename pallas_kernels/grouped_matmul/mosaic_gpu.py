@@ -56,10 +56,9 @@ def heuristic(part: str, mean: int, out: int) -> Config:
   >>> heuristic("forward", 512, 2048), heuristic("forward", 512, 2048).shared() <= SHARED
   (Config(rows=128, cols=256, stages=4, band=8, depth=64), True)
   """
-  if part == "d_rhs":
-    return Config(128, 256 if out % 256 == 0 else 128, 4)
-  rows = 128 if mean >= 96 else 64
-  return Config(rows, 256 if out >= 256 else 128, 4 if rows == 128 else 5)
+  cols = next((c for c in (256, 192) if out % c == 0), 128)
+  rows = 128 if mean >= 96 or part == "d_rhs" or cols == 192 else 64
+  return Config(rows, cols, 4 if rows == 128 else 5)
 
 
 def candidates(part: str, mean: int, out: int) -> list[Config]:
@@ -68,10 +67,11 @@ def candidates(part: str, mean: int, out: int) -> list[Config]:
   >>> all(c.shared() <= SHARED for c in candidates("forward", 512, 2048))
   True
   """
-  more = [(128, 256, 3), (128, 128, 6), (128, 192, 4), (256, 128, 4), (128, 256, 4, 4)]
-  more += [(128, 256, 4, 16)] if part != "d_rhs" else []
+  more = [(128, 256, 3), (128, 128, 6), (128, 192, 4), (256, 128, 4)]
+  more += [(128, 256, 4, 4), (128, 256, 4, 16)] if part != "d_rhs" else []
   more += [(64, 256, 5), (64, 128, 8)] if mean < 256 and part != "d_rhs" else []
-  return list(dict.fromkeys([heuristic(part, mean, out), *(Config(*c) for c in more)]))
+  usable = [Config(*c) for c in more if out % c[1] == 0]
+  return list(dict.fromkeys([heuristic(part, mean, out), *usable]))
 
 
 def forward(x_MD, w_EDF, size_E, *, config: Config | None = None):
@@ -89,8 +89,8 @@ def _rows(part, x_MI, w, size_E, config):
   across = part == "d_lhs"
   (M, I), E, O = x_MI.shape, w.shape[0], w.shape[1 if across else 2]
   c = config or heuristic(part, M // E, O)
-  _check(x_MI, w, {"I": (I, c.depth), "O": (O, 8)})
-  columns, steps = pl.cdiv(O, c.cols), I // c.depth
+  _check(x_MI, w, {"inputs": (I, c.depth), "columns": (O, c.cols)})
+  columns, steps = O // c.cols, I // c.depth
   band = max(b for b in range(1, c.band + 1) if columns % b == 0)
   expert_T, first_T, last_T, count = tiles.from_start(size_E, M, c.rows)
 
@@ -130,8 +130,8 @@ def d_rhs(x_MD, g_MF, size_E, *, config: Config | None = None):
   """dw[e] = sum over the rows m of e of x[m] g[m]; zeros for an expert without rows."""
   (M, D), F, E = x_MD.shape, g_MF.shape[1], len(size_E)
   c = config or heuristic("d_rhs", M // E, F)
-  _check(x_MD, g_MF, {"D": (D, c.rows), "F": (F, 8)})
-  blocks_d, blocks_f = D // c.rows, pl.cdiv(F, c.cols)
+  _check(x_MD, g_MF, {"inputs": (D, c.rows), "columns": (F, c.cols)})
+  blocks_d, blocks_f = D // c.rows, F // c.cols
   size_E = size_E.astype(jnp.int32)
   first_E = jnp.cumsum(size_E) - size_E
 
@@ -313,6 +313,6 @@ def _check(a, b, sizes) -> None:
     raise NotImplementedError(f"mosaic_gpu: written for Hopper, this is {target.kind()}")
   if a.dtype != b.dtype or a.dtype not in (jnp.bfloat16, jnp.float16):
     raise NotImplementedError(f"mosaic_gpu: bfloat16 or float16 only, not {a.dtype} and {b.dtype}")
-  for letter, (size, step) in sizes.items():
+  for what, (size, step) in sizes.items():
     if size % step:
-      raise NotImplementedError(f"mosaic_gpu: {letter}={size} is no multiple of {step}")
+      raise NotImplementedError(f"mosaic_gpu: {size} {what} are no multiple of {step}")
