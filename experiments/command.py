@@ -17,6 +17,8 @@ from moejax.core.plugin import Failed, Wrong
 def split(argv: list[str], **defaults) -> tuple[dict, list[str]]:
   """(options, the other words): `--name=value` for the names of `defaults`, by their types.
 
+  What is False by default is a switch, `--name`.
+
   >>> split(["--workers=2", "--config=a.py"], workers=1, workdir="")
   ({'workers': 2, 'workdir': ''}, ['--config=a.py'])
   """
@@ -28,6 +30,10 @@ def split(argv: list[str], **defaults) -> tuple[dict, list[str]]:
     elif name not in defaults:
       known = [f"--{known}" for known in defaults]
       raise Wrong(f"--{name} is no option here. {plugin.hint(f'--{name}', known)}")
+    elif isinstance(defaults[name], bool):
+      if equals:
+        raise Wrong(f"{word!r}: --{name} has no value; write it alone, or leave it out.")
+      options[name] = True
     elif not equals or (isinstance(defaults[name], int) and not value.isdecimal()):
       kind = "number" if isinstance(defaults[name], int) else "value"
       raise Wrong(f"{word!r} gives --{name} no {kind}; write --{name}={kind.upper()}.")

@@ -1,7 +1,8 @@
 """Which implementation of an operation runs: the fastest that was measured, else by platform.
 
-`tables/<op>.<device kind>.json` holds measured times of every implementation, a row for a part of
-the operation (forward, d_lhs, ...), a dtype, a shape and a load. A new shape is served by the
+`tables/<op>.<device kind>.json` holds measured times of every implementation, and the settings with
+which they were reached, a row for a part of the operation (forward, d_lhs, ...), a dtype, a shape
+and a load. A new shape is served by the
 measured one that is nearest. How rows are spread over experts is not known while a program is
 traced, so that a choice is by the total over the loads that were measured.
 
@@ -91,14 +92,26 @@ def _measured(rows: list[dict], part: str, shape: dict, dtype: str) -> list[str]
   >>> _measured(rows, "forward", {"M": 2**20, "D": 8}, "float32")
   []
   """
+  loads = [row["ms"] for row in _nearest(rows, part, shape, dtype)]
+  everywhere = set(loads[0]).intersection(*loads) if loads else ()
+  return sorted(everywhere, key=lambda name: sum(ms[name] for ms in loads))
+
+
+def config(op: str, part: str, shape: dict, dtype, name: str) -> list | None:
+  """The settings of an implementation that were fastest at the nearest measured shape, if any."""
+  rows = [row for row in table(op, target.kind()) if name in row.get("config", {})]
+  nearest = _nearest(rows, part, shape, str(dtype))
+  return nearest[0]["config"][name] if nearest else None
+
+
+def _nearest(rows: list[dict], part: str, shape: dict, dtype: str) -> list[dict]:
+  """The rows at the one measured shape that is nearest, if that is near."""
   rows = [row for row in rows if (row["part"], row["dtype"]) == (part, dtype)]
   away = lambda row: sum(abs(math.log2(row["shape"][k] / shape[k])) for k in shape)
   nearest = min(rows, key=away, default=None)
   if nearest is None or away(nearest) > FAR:
     return []
-  loads = [row["ms"] for row in rows if row["shape"] == nearest["shape"]]
-  everywhere = functools.reduce(lambda a, b: a & b, (ms.keys() for ms in loads))
-  return sorted(everywhere, key=lambda name: sum(ms[name] for ms in loads))
+  return [row for row in rows if row["shape"] == nearest["shape"]]
 
 
 def path(op: str, kind: str) -> pathlib.Path:

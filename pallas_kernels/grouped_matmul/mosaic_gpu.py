@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import target, tiles
+from pallas_kernels import choose, target, tiles
 
 MULTIPLIERS = 2  # warpgroups; one more copies
 HOPPER = ("NVIDIA H", "NVIDIA GH")  # H100, H200, GH200, ...
@@ -88,7 +88,8 @@ def _rows(part, x_MI, w, size_E, config):
   """Each row times the matrix of its expert, turned in d_lhs: inputs I, outputs O."""
   across = part == "d_lhs"
   (M, I), E, O = x_MI.shape, w.shape[0], w.shape[1 if across else 2]
-  c = config or heuristic(part, M // E, O)
+  shape = {"M": M, "D": O if across else I, "F": I if across else O, "E": E}
+  c = config or _tuned(part, shape, x_MI.dtype, O)
   _check(x_MI, w, {"inputs": (I, c.depth), "columns": (O, c.cols)})
   columns, steps = O // c.cols, I // c.depth
   band = max(b for b in range(1, c.band + 1) if columns % b == 0)
@@ -129,7 +130,7 @@ def _rows(part, x_MI, w, size_E, config):
 def d_rhs(x_MD, g_MF, size_E, *, config: Config | None = None):
   """dw[e] = sum over the rows m of e of x[m] g[m]; zeros for an expert without rows."""
   (M, D), F, E = x_MD.shape, g_MF.shape[1], len(size_E)
-  c = config or heuristic("d_rhs", M // E, F)
+  c = config or _tuned("d_rhs", {"M": M, "D": D, "F": F, "E": E}, x_MD.dtype, F)
   _check(x_MD, g_MF, {"inputs": (D, c.rows), "columns": (F, c.cols)})
   blocks_d, blocks_f = D // c.rows, F // c.cols
   size_E = size_E.astype(jnp.int32)
@@ -305,6 +306,14 @@ def _kernel(body, c, a_shape, b_shape, out_shape, dtype, part):
     thread_name="wg",
     kernel_name=f"grouped_matmul_{part}",
   )
+
+
+def _tuned(part: str, shape: dict, dtype, out: int) -> Config:
+  """What was fastest at a shape like this one, if it was measured and its columns divide these."""
+  found = choose.config("grouped_matmul", part, shape, dtype, "mosaic_gpu")
+  if found and out % Config(*found).cols == 0:
+    return Config(*found)
+  return heuristic(part, shape["M"] // shape["E"], out)
 
 
 def _check(a, b, sizes) -> None:

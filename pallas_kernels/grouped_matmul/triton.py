@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels import tiles
+from pallas_kernels import choose, tiles
 from pallas_kernels.grouped_matmul.quantised import Quantised
 
 NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -101,7 +101,8 @@ def _rows(pass_, x_MI, w, size_E, scales, config, interpret):
   across, narrow_rows = pass_ == "d_lhs", len(scales) == 2
   (M, I), E, O = x_MI.shape, w.shape[0], w.shape[1 if across else 2]
   out_dtype = _checked(x_MI, w, scales)
-  c = config or heuristic(pass_, M // E, x_MI.dtype.itemsize)
+  shape = {"M": M, "D": O if across else I, "F": I if across else O, "E": E}
+  c = config or _tuned(pass_, shape, x_MI.dtype)
   block = I // scales[0].shape[1] if scales else I  # of inputs that have one scale
   depth = min(c.depth, pl.next_power_of_2(block))
   if block < I and block % depth:
@@ -157,7 +158,7 @@ def d_rhs(x_MD, g_MF, size_E, *, config=None, interpret=False):
   """dw[e] = sum over the rows m of e of x[m] g[m]; zeros for an expert without rows."""
   (M, D), F, E = x_MD.shape, g_MF.shape[1], len(size_E)
   dtype = _checked(x_MD, g_MF)
-  c = config or heuristic("d_rhs", M // E, x_MD.dtype.itemsize)
+  c = config or _tuned("d_rhs", {"M": M, "D": D, "F": F, "E": E}, x_MD.dtype)
   blocks_d, blocks_f = pl.cdiv(D, c.rows), pl.cdiv(F, c.cols)
   last_E = jnp.cumsum(size_E, dtype=jnp.int32)
 
@@ -188,6 +189,12 @@ def d_rhs(x_MD, g_MF, size_E, *, config=None, interpret=False):
     interpret=interpret,
     name="grouped_matmul_d_rhs",
   )(last_E, size_E.astype(jnp.int32), x_MD, g_MF)
+
+
+def _tuned(part: str, shape: dict, dtype) -> Config:
+  """What was fastest at a shape like this one, if it was measured."""
+  found = choose.config("grouped_matmul", part, shape, dtype, "triton")
+  return Config(*found) if found else heuristic(part, shape["M"] // shape["E"], dtype.itemsize)
 
 
 def _checked(x, w, scales=()):
