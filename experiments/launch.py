@@ -28,6 +28,7 @@ class Job:
   argv: tuple[str, ...]  # of experiments.run, without the workdir
   workdir: pathlib.Path
   steps: int  # of training, for the progress bar
+  program: str = ""  # jobs that name the same one compile the same
 
   def command(self) -> list[str]:
     """The process of the job."""
@@ -50,15 +51,19 @@ class Job:
 def local(jobs: list[Job], workers: int):
   """Runs the jobs, `workers` at a time; yields (job, error or None), or None while all go on.
 
-  The processor cores are dealt out to the workers, and each keeps compiled programs for its next
-  jobs: seeds of one arm compile once. Closing the generator stops what runs.
+  The processor cores are dealt out to the workers. Each keeps compiled programs for its next jobs
+  and prefers those of a program that it has. Closing the generator stops what runs.
   """
-  waiting, running = collections.deque(jobs), {}
+  waiting, running, known = list(jobs), {}, collections.defaultdict(set)
   free = collections.deque(enumerate(_cores(workers)))
   try:
     while waiting or running:
       while waiting and free:
-        job, (worker, cores) = waiting.popleft(), free.popleft()
+        worker, cores = free.popleft()
+        others = set().union(*(known[other] for other in range(workers) if other != worker))
+        job = least_to_compile(waiting, known[worker], others)
+        waiting.remove(job)
+        known[worker].add(job.program)
         cache = job.workdir.parent / ".compiled" / str(worker)  # entries are not safe for two
         running[_start(job, cores, cache)] = (job, (worker, cores))
       ended = [process for process in running if process.poll() is not None]
@@ -71,6 +76,12 @@ def local(jobs: list[Job], workers: int):
         time.sleep(0.2)
   finally:
     _stop(list(running))
+
+
+def least_to_compile(waiting: list[Job], mine: set[str], others: set[str]) -> Job:
+  """The first job of a program of mine; else of one that no other worker has; else of any."""
+  kinds = (lambda job: job.program in mine, lambda job: job.program not in others, lambda job: True)
+  return next(job for is_kind in kinds for job in waiting if is_kind(job))
 
 
 def ray(jobs: list[Job], workers: int):

@@ -88,7 +88,7 @@ def plan(name, arms, seeds, overrides, workdir) -> dict:
       cfg = flags.parse(list(argv))
       folder = workdir / f"{arm}_{seed}_{grid.key(cfg)}"
       steps = config.resolve(cfg).train.steps
-      jobs[arm, seed] = launch.Job(f"{arm}, seed {seed}", argv, folder, steps)
+      jobs[arm, seed] = launch.Job(f"{arm}, seed {seed}", argv, folder, steps, arm)
   return jobs
 
 

@@ -23,6 +23,15 @@ def test_a_failed_run_says_why_and_does_not_stop_the_others(stand_in, tmp_path):
   assert jobs[1].steps_done() == 2
 
 
+def test_a_worker_stays_with_what_it_has_compiled(tmp_path):
+  jobs = [launch.Job(f"{arm}{i}", (), tmp_path / f"{arm}{i}", 2, arm) for arm in "ab" for i in "01"]
+  label = lambda *known: launch.least_to_compile(jobs, *known).label
+  assert label(set(), set()) == "a0"  # the first one
+  assert label(set(), {"a"}) == "b0"  # another worker has a
+  assert label({"b"}, {"a"}) == "b0"
+  assert label({"c"}, {"a", "b"}) == "a0"  # no program of its own is left
+
+
 def test_closing_stops_what_runs(stand_in, tmp_path):
   endless, later = job(tmp_path, 0.25), job(tmp_path, 0.1)
   events = launch.local([endless, later], workers=1)
