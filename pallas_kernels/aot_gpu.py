@@ -142,8 +142,7 @@ def _assembled(path: pathlib.Path, text: str) -> dict[str, tuple[int, int, int]]
 
 def _ptxas() -> str:
   """NVIDIA's assembler, which comes with the packages of the extra."""
-  import nvidia  # noqa: PLC0415  it is there if the extra is
-
+  nvidia = importlib.import_module("nvidia")
   return str(
     next(path for root in nvidia.__path__ for path in pathlib.Path(root).glob("*/bin/ptxas"))
   )
