@@ -91,5 +91,8 @@ def test_every_pass_of_a_program_is_by_the_implementation_of_its_machine(tables)
 
   args = (jnp.ones((6, 4)), jnp.ones((2, 4, 3)), jnp.array([2, 3]))
   assert "while" in str(jax.make_jaxpr(grad)(*args))
+  with context("tpu"):
+    program = str(jax.make_jaxpr(grad)(*args))
+    assert all(f"grouped_matmul_{part}" in program for part in ("forward", "d_lhs", "d_rhs"))
   with context("tpu", devices=2):
     assert str(jax.make_jaxpr(grad)(*args)).count("ragged_dot") >= 3

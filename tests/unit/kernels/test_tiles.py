@@ -1,4 +1,4 @@
-"""The maps from visits to tiles and groups against what they promise, for all kinds of sizes."""
+"""The maps from visits to tiles and groups against what they promise, and tiles for TPUs."""
 
 import functools
 import itertools
@@ -6,8 +6,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pallas_kernels import tiles
+from pallas_kernels.grouped_matmul import cases, tpu_tiles
 
 M, E = 13, 3
 SIZES = [s for s in itertools.product((0, 1, 4, 5, 9, 13), repeat=E) if sum(s) <= M]
@@ -18,17 +20,17 @@ def owners(size_E):
   return np.repeat(np.arange(E + 1), [*size_E, M - sum(size_E)])
 
 
-def drawn(function, b, **options):
-  """Sizes -> the map as numpy arrays, compiled once."""
-  compiled = jax.jit(functools.partial(function, M=M, b=b, **options))
-  return lambda size_E: jax.tree.map(np.asarray, compiled(jnp.array(size_E)))
+def drawn(function, b, sizes=SIZES, **options):
+  """(sizes, their map) for many sizes, from one compiled program."""
+  many = jax.jit(jax.vmap(functools.partial(function, M=M, b=b, **options)))(jnp.array(sizes))
+  many = jax.tree.map(np.asarray, many)
+  return [(size_E, jax.tree.map(lambda a, i=i: a[i], many)) for i, size_E in enumerate(sizes)]
 
 
 def test_every_row_is_written_once_and_by_its_group():
-  for b in (1, 4, 13, 16):
-    visits_of = drawn(tiles.by_tile, b)
-    for size_E in SIZES:
-      visits, written_M = visits_of(size_E), np.full(M, -1)
+  for b in (4, 13, 16):
+    for size_E, visits in drawn(tiles.by_tile, b):
+      written_M = np.full(M, -1)
       for v in range(visits.count):
         first, last = visits.first_V[v], visits.last_V[v]
         assert visits.tile_V[v] * b <= first < last <= (visits.tile_V[v] + 1) * b
@@ -40,10 +42,9 @@ def test_every_row_is_written_once_and_by_its_group():
 
 
 def test_every_group_is_visited_and_sees_its_rows_alone():
-  for b in (1, 4, 13, 16):
-    visits_of = drawn(tiles.by_tile, b, every_group=True)
-    for size_E in SIZES:
-      visits, seen = visits_of(size_E), [[] for _ in range(E)]
+  for b in (4, 13, 16):
+    for size_E, visits in drawn(tiles.by_tile, b, every_group=True):
+      seen = [[] for _ in range(E)]
       for v in range(visits.count):
         seen[visits.group_V[v]] += range(visits.first_V[v], visits.last_V[v])
         assert 0 <= visits.tile_V[v] < -(-M // b)
@@ -54,18 +55,17 @@ def test_every_group_is_visited_and_sees_its_rows_alone():
 
 
 def test_visits_beyond_the_count_repeat_the_last_one():
-  visits = drawn(tiles.by_tile, 4)((13, 0, 0))
+  ((_, visits),) = drawn(tiles.by_tile, 4, [(13, 0, 0)])
   assert visits.count == 4 and len(visits.tile_V) == 7
   for a_V in visits[:4]:
     assert (a_V[4:] == a_V[3]).all()
 
 
 def test_tiles_that_begin_with_their_group_have_one_group_each():
-  for b in (1, 4, 13, 16):
-    tiles_of = drawn(tiles.by_group, b)
-    for size_E in SIZES:
+  for b in (4, 13, 16):
+    for size_E, found in drawn(tiles.by_group, b):
       written_M = np.full(M, -1)
-      for group, first, last in zip(*tiles_of(size_E), strict=True):
+      for group, first, last in zip(*found, strict=True):
         assert first <= last <= min(first + b, M)
         assert (written_M[first:last] == -1).all()
         written_M[first:last] = group
@@ -74,6 +74,28 @@ def test_tiles_that_begin_with_their_group_have_one_group_each():
 
 def test_sizes_that_exceed_the_rows_reach_no_row_behind_them():
   for function in (tiles.by_tile, functools.partial(tiles.by_tile, every_group=True)):
-    visits = drawn(function, 4)((9, 9, 9))
+    ((_, visits),) = drawn(function, 4, [(9, 9, 9)])
     assert visits.last_V.max() <= M and visits.tile_V.max() == 3
-  assert drawn(tiles.by_group, 4)((9, 9, 9))[2].max() <= M
+  ((_, found),) = drawn(tiles.by_group, 4, [(9, 9, 9)])
+  assert found[2].max() <= M
+
+
+@pytest.mark.parametrize("kind", tpu_tiles.CHIPS)
+def test_tiles_fit_the_vmem_of_a_tpu_and_keep_both_of_its_cores_busy(kind):
+  chip = tpu_tiles.CHIPS[kind]
+  device = jax.sharding.AbstractDevice(kind, chip.cores, "tpu")
+  mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    for name in cases.MODELS:
+      case = cases.of_model(name)
+      shape = {"M": case.M, "E": case.E, "I": case.D, "O": case.F}
+      for part in ("forward", "d_rhs"):
+        for itemsize in (2, 4):
+          tile = tpu_tiles.heuristic(part, shape, itemsize)
+          assert tpu_tiles.vmem(part, tile, itemsize) <= chip.vmem < tpu_tiles.limit()
+          assert -(-case.F // tile.outputs) % chip.cores == 0
+          assert tile.inputs % 128 == tile.outputs % 128 == 0
+      at_once = tpu_tiles.heuristic("forward", shape).inputs == case.D
+      assert at_once or chip.vmem < 16 * tpu_tiles.MIB
+    with pytest.raises(NotImplementedError, match="no tile of .* rows fits the VMEM of"):
+      tpu_tiles.heuristic("quantised", shape | {"I": 2**20}, 2, 1)
