@@ -87,36 +87,3 @@ def _visits(size_G, M: int, b: int, empty: bool) -> Visits:
   first_V = jnp.maximum(start_G[group_V], tile_V * b)
   last_V = jnp.minimum(end_G[group_V], (tile_V + 1) * b)
   return Visits(group_V, tile_V, first_V, last_V, count)
-
-
-class Tiles(typing.NamedTuple):
-  """Tiles that begin where their group begins, and then every b rows; the first `count` are used.
-
-  An unused one has no rows.
-  """
-
-  group_T: jax.Array
-  first_T: jax.Array  # its rows: first <= row < last, b of them except in a group's last tile
-  last_T: jax.Array
-  count: jax.Array
-
-
-def from_start(size_E, M: int, b: int) -> Tiles:
-  """Fewer than `by_row`, for kernels that read rows from anywhere: no tile has two groups.
-
-  Rows beyond the last group are those of a group E.
-
-  >>> tiles = from_start(jnp.array([3, 0, 6]), 12, 4)
-  >>> [a[: tiles.count].tolist() for a in tiles[:3]]
-  [[0, 2, 2, 3], [0, 3, 7, 9], [3, 7, 9, 12]]
-  """
-  size_E = size_E.astype(jnp.int32)
-  size_G = jnp.append(size_E, jnp.maximum(M - jnp.sum(size_E, dtype=jnp.int32), 0))
-  end_G, many_G = jnp.cumsum(size_G), -(-size_G // b)
-  done_G = jnp.cumsum(many_G)
-  tile_T = jnp.arange(-(-M // b) + len(size_E), dtype=jnp.int32)
-  group_T = jnp.searchsorted(done_G, tile_T, side="right", method="compare_all").astype(jnp.int32)
-  group_T = jnp.minimum(group_T, len(size_E))
-  end_T = end_G[group_T]
-  first_T = end_T - size_G[group_T] + (tile_T - (done_G - many_G)[group_T]) * b
-  return Tiles(group_T, first_T, jnp.minimum(end_T, first_T + b), done_G[-1])

@@ -6,7 +6,7 @@ over the border of tiles, so that the next tile's are there while this one is wr
 (wgmma), each its half of the tile, and write it through shared memory. Barriers say which slices
 have arrived (full) and which may be overwritten (empty).
 
-Tiles begin where the rows of their expert begin (tiles.from_start). The copy out of a tile that is
+Tiles begin where the rows of their expert begin (tiles.by_group). The copy out of a tile that is
 not full is cut into powers of two, since the shape of a TMA copy is fixed when it is compiled.
 """
 
@@ -93,7 +93,8 @@ def _rows(part, x_MI, w, size_E, config):
   _check(x_MI, w, {"inputs": (I, c.depth), "columns": (O, c.cols)})
   columns, steps = O // c.cols, I // c.depth
   band = max(b for b in range(1, c.band + 1) if columns % b == 0)
-  expert_T, first_T, last_T, count = tiles.from_start(size_E, M, c.rows)
+  expert_T, first_T, last_T = tiles.by_group(size_E, M, c.rows)
+  count_1 = jnp.sum(first_T < last_T, dtype=jnp.int32)[None]  # those with rows come first
 
   def body(expert_T, first_T, last_T, count_1, x_MI, w, y_MO, **shared):
     count = count_1[0]
@@ -124,7 +125,7 @@ def _rows(part, x_MI, w, size_E, config):
 
   w_shape = (c.cols, c.depth) if across else (c.depth, c.cols)
   kernel = _kernel(body, c, (c.rows, c.depth), w_shape, (M, O), x_MI.dtype, part)
-  return kernel(expert_T, first_T, last_T, count[None], x_MI, w)
+  return kernel(expert_T, first_T, last_T, count_1, x_MI, w)
 
 
 def d_rhs(x_MD, g_MF, size_E, *, config: Config | None = None):
@@ -133,16 +134,17 @@ def d_rhs(x_MD, g_MF, size_E, *, config: Config | None = None):
   c = config or _tuned("d_rhs", {"M": M, "D": D, "F": F, "E": E}, x_MD.dtype, F)
   _check(x_MD, g_MF, {"inputs": (D, c.rows), "columns": (F, c.cols)})
   blocks_d, blocks_f = D // c.rows, F // c.cols
-  size_E = size_E.astype(jnp.int32)
-  first_E = jnp.cumsum(size_E) - size_E
+  last_E = jnp.minimum(jnp.cumsum(size_E, dtype=jnp.int32), M)
+  first_E = jnp.append(0, last_E[:-1]).astype(jnp.int32)
 
-  def body(first_E, size_E, x_MD, g_MF, dw_EDF, **shared):
+  def body(first_E, last_E, x_MD, g_MF, dw_EDF, **shared):
     def tile(i):
       e, block = lax.div(i, blocks_d * blocks_f), lax.rem(i, blocks_d * blocks_f)
       return e, lax.div(block, blocks_f) * c.rows, lax.rem(block, blocks_f) * c.cols
 
     def length(i):
-      return lax.div(size_E[tile(i)[0]] + c.depth - 1, c.depth)
+      e = tile(i)[0]
+      return lax.div(last_E[e] - first_E[e] + c.depth - 1, c.depth)
 
     def copies(i, k):
       e, d, f = tile(i)
@@ -150,7 +152,8 @@ def d_rhs(x_MD, g_MF, size_E, *, config: Config | None = None):
       return x_MD.at[rows, pl.ds(d, c.rows)], g_MF.at[rows, pl.ds(f, c.cols)]
 
     def left(i, k):
-      return size_E[tile(i)[0]] - k * c.depth
+      e = tile(i)[0]
+      return last_E[e] - first_E[e] - k * c.depth
 
     def write(i, piece, row, col, buffer):
       e, d, f = tile(i)
@@ -161,7 +164,7 @@ def d_rhs(x_MD, g_MF, size_E, *, config: Config | None = None):
 
   shapes = (c.depth, c.rows), (c.depth, c.cols)
   kernel = _kernel(body, c, *shapes, (E, D, F), x_MD.dtype, "d_rhs")
-  return kernel(first_E, size_E, x_MD, g_MF)
+  return kernel(first_E, last_E, x_MD, g_MF)
 
 
 def _persistent(

@@ -109,7 +109,7 @@ def _rows(pass_, x_MI, w, size_E, scales, config, interpret):
     raise NotImplementedError(f"triton: blocks of {block} inputs are no multiples of {depth}")
   columns = pl.cdiv(O, c.cols)
   band = min(c.band, columns)
-  expert_T, first_T, last_T, _ = tiles.from_start(size_E, M, c.rows)
+  expert_T, first_T, last_T = tiles.by_group(size_E, M, c.rows)
   number = len(expert_T)
 
   def kernel(expert_T, first_T, last_T, x_MI, w, *rest):
@@ -160,13 +160,13 @@ def d_rhs(x_MD, g_MF, size_E, *, config=None, interpret=False):
   dtype = _checked(x_MD, g_MF)
   c = config or _tuned("d_rhs", {"M": M, "D": D, "F": F, "E": E}, x_MD.dtype)
   blocks_d, blocks_f = pl.cdiv(D, c.rows), pl.cdiv(F, c.cols)
-  last_E = jnp.cumsum(size_E, dtype=jnp.int32)
+  last_E = jnp.minimum(jnp.cumsum(size_E, dtype=jnp.int32), M)
+  first_E = jnp.append(0, last_E[:-1]).astype(jnp.int32)
 
-  def kernel(last_E, size_E, x_MD, g_MF, dw_EDF):
+  def kernel(first_E, last_E, x_MD, g_MF, dw_EDF):
     e, block = _divided(pl.program_id(0), blocks_d * blocks_f)
     i, j = _divided(block, blocks_f)
-    last = last_E[e]
-    first = last - size_E[e]
+    first, last = first_E[e], last_E[e]
     inputs, outputs = pl.ds(i * c.rows, c.rows), pl.ds(j * c.cols, c.cols)
     own_d, own_f = _inside(i * c.rows, c.rows, D), _inside(j * c.cols, c.cols, F)
 
@@ -188,7 +188,7 @@ def d_rhs(x_MD, g_MF, size_E, *, config=None, interpret=False):
     compiler_params=plgpu.CompilerParams(num_warps=c.warps, num_stages=c.stages),
     interpret=interpret,
     name="grouped_matmul_d_rhs",
-  )(last_E, size_E.astype(jnp.int32), x_MD, g_MF)
+  )(first_E, last_E, x_MD, g_MF)
 
 
 def _tuned(part: str, shape: dict, dtype) -> Config:

@@ -9,7 +9,7 @@ import mosaic_interpreter
 import numpy as np
 import pytest
 
-from pallas_kernels import target, tiles
+from pallas_kernels import target
 from pallas_kernels.grouped_matmul import cases, mosaic_gpu, quantised, triton
 
 TINY = triton.Config(16, 16, 16, 4, 2, 2)
@@ -125,19 +125,6 @@ def test_what_triton_does_not_do_is_said_while_tracing():
   odd = quantised.Quantised(shape((2, 60, 8), jnp.int8), shape((2, 3, 8), jnp.float32))
   with pytest.raises(NotImplementedError, match="blocks of 20 inputs are no multiples of 32"):
     jax.eval_shape(triton.quantised, shape((8, 60), jnp.bfloat16), odd, size_E)
-
-
-@pytest.mark.parametrize("load", [(5, 0, 16, 2), (0, 0, 0, 0), (0, 40, 0, 0), (16, 8, 8, 8)])
-def test_tiles_from_the_start_of_a_group_cover_each_row_once(load):
-  got = tiles.from_start(jnp.array(load), 40, 8)
-  seen = np.zeros(40, int)
-  for group, first, last in zip(*map(np.asarray, got[:3]), strict=True):
-    seen[first:last] += 1
-    ends = np.cumsum(load)
-    assert all(np.searchsorted(ends, row, side="right") == group for row in range(first, last))
-    assert last - first <= 8
-  np.testing.assert_array_equal(seen, 1)
-  assert int(got.count) == sum(-(-rows // 8) for rows in (*load, 40 - sum(load)))
 
 
 @pytest.mark.slow
