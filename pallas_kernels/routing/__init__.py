@@ -1,24 +1,57 @@
-"""Choice and sort of a routed layer, on the machine a program is traced for."""
+"""Routing from logits to sorted rows, on the machine a program is traced for."""
 
 import jax
+import jax.numpy as jnp
 
-from pallas_kernels import target
-from pallas_kernels.routing import library, xla
+from pallas_kernels import choose
+from pallas_kernels.routing import rule as rules
+from pallas_kernels.routing.rule import Rule
+from pallas_kernels.routing.xla import sort, top_k
+
+__all__ = ["Rule", "route", "sort", "top_k"]
 
 
-def top_k(score_NE: jax.Array, k: int) -> jax.Array:
-  """The ids of the k highest scores, the lower id first among equals; nothing has a gradient."""
-  return _here().top_k(score_NE, k)
+def route(logit_NE, rule: Rule, bias_E=None, valid_N=None, *, implementation: str | None = None):
+  """(expert_NK, gate_NK, place_NK, size_E): choices, gates, places by expert, rows each.
 
+  The bias counts for the choice alone. Of a token that is not valid the ids are -1, the gates 0 and
+  the places M = N * K. Rows of an expert are in the order of their tokens. Gates have a gradient
+  for the logits, and nothing else has one.
 
-def sort(expert_M: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(order_M, place_M, size_E): rows by expert and in their order within one, where each went.
-
-  Rows of expert `num_experts` are those of none: they come last and are counted nowhere.
+  >>> expert_NK, gate_NK, place_NK, size_E = route(jnp.array([[1., 3.], [2., 0.]]), Rule(k=1))
+  >>> expert_NK.tolist(), gate_NK.tolist(), place_NK.tolist(), size_E.tolist()
+  ([[1], [0]], [[1.0], [1.0]], [[1], [0]], [1, 1])
   """
-  return _here().sort(expert_M, num_experts)
+  N, E = logit_NE.shape
+  rules.check(rule, E)
+  bias_E = jnp.zeros(E, logit_NE.dtype) if bias_E is None else bias_E
+  valid_N = jnp.ones(N, bool) if valid_N is None else valid_N
+  for name, array, length in (("bias_E", bias_E, E), ("valid_N", valid_N, N)):
+    if array.shape != (length,):
+      raise ValueError(
+        f"routing: {name} has the shape {array.shape} beside logits of {logit_NE.shape}; it must"
+        f" be ({length},)."
+      )
+  return _route(logit_NE, jax.lax.stop_gradient(bias_E), valid_N, rule, implementation)
 
 
-def _here():
-  """Blocks of tokens, which `xla` walks over, are not what devices can share."""
-  return xla if target.platform() == "cpu" and not target.is_cut() else library
+def _run(logit_NE, bias_E, valid_N, rule, implementation) -> tuple:
+  (N, E), args = logit_NE.shape, (logit_NE, bias_E, valid_N, rule)
+  shape = {"N": N, "E": E, "K": rule.k}
+  how = {"shape": shape, "dtype": logit_NE.dtype, "implementation": implementation}
+  return tuple(choose.call("routing", "route", *args, **how))
+
+
+def _forward(logit_NE, bias_E, valid_N, rule, implementation):
+  out = _run(logit_NE, bias_E, valid_N, rule, implementation)
+  return out, (logit_NE, valid_N, out[0])
+
+
+def _backward(rule, _, saved, cotangents):
+  logit_NE, valid_N, expert_NK = saved
+  logit_NE = jnp.where(valid_N[:, None] > 0, logit_NE, 0)
+  return rules.cotangent(logit_NE, expert_NK, cotangents[1], rule), None, None
+
+
+_route = jax.custom_vjp(_run, nondiff_argnums=(3, 4))
+_route.defvjp(_forward, _backward)

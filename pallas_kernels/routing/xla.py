@@ -1,4 +1,4 @@
-"""Choice of the highest scores, and rows sorted by expert, in plain XLA for CPUs.
+"""Routing in plain XLA; on CPUs with a choice of the highest scores and a sort that suit them.
 
 A vector unit finds the maximum of a row quickly, but not where it is. So the low bits of each score
 are replaced by its index, which makes all of a row different and every round one maximum of those
@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import target
 from pallas_kernels.routing import library
+from pallas_kernels.routing.rule import Rule, gates, scores
 
 BLOCK = 256  # tokens whose scores stay in the cache from round to round
 AGAIN = 32  # tokens that are chosen again at a time
@@ -24,6 +26,31 @@ SMALL = 1 << 14  # scores below which one call of the library is as fast, and co
 LOWEST, HIGHEST = -0x7F000000, 0x7EFFFFFF  # keys that a finite number which is not tiny can carry
 SMALLEST = 0x00800000  # the bits of the smallest such number
 SIGN = -(2**31)
+
+
+def route(logit_NE, bias_E, valid_N, rule: Rule):
+  """(expert_NK, gate_NK, place_NK, size_E); of a token that is not valid -1, 0 and M = N * K."""
+  (N, E), valid_N1 = logit_NE.shape, valid_N[:, None] > 0
+  logit_NE = jnp.where(valid_N1, logit_NE, 0)
+  sought_NE = scores(logit_NE, rule.score) + bias_E[None]
+  if rule.groups > 1:
+    sought_NE = _limited(sought_NE, rule)
+  expert_NK = jnp.where(valid_N1, top_k(sought_NE, rule.k), -1)
+  expert_M = jnp.where(expert_NK < 0, E, expert_NK).ravel()
+  _, place_M, size_E = sort(expert_M, E)
+  place_NK = jnp.where(expert_NK < 0, N * rule.k, place_M.reshape(N, rule.k))
+  return expert_NK, gates(logit_NE, expert_NK, rule), place_NK, size_E
+
+
+def _limited(sought_NE, rule):
+  sought_NGe = sought_NE.reshape(len(sought_NE), rule.groups, -1)
+  group_NG = jnp.sum(lax.top_k(sought_NGe, rule.best)[0], axis=2)
+  group_NI = lax.top_k(group_NG, rule.keep)[1]
+  id_1G = jnp.arange(rule.groups)[None]
+  kept_NG = functools.reduce(
+    jnp.logical_or, [id_1G == group_NI[:, i, None] for i in range(rule.keep)]
+  )
+  return jnp.where(kept_NG[:, :, None], sought_NGe, -jnp.inf).reshape(sought_NE.shape)
 
 
 def top_k(score_NE: jax.Array, k: int) -> jax.Array:
@@ -50,6 +77,8 @@ def does(N: int, E: int, k: int, dtype) -> bool:
   >>> does(4096, 128, 8, jnp.float32), does(64, 4, 2, jnp.float32)
   (True, False)
   """
+  if target.platform() != "cpu" or target.is_cut():  # nor can devices share a walk over blocks
+    return False
   few = E <= 256 or (E <= 1024 and _parts(E, k) > 1)
   return few and k <= 16 and N * E >= SMALL and jnp.finfo(dtype).bits <= 32
 
@@ -148,7 +177,8 @@ def sort(expert_M: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, j
   [[0, 4, 8], [0, 512, 1024], [512, 512, 512]]
   """
   M, U = len(expert_M), num_experts + 1
-  if M < max(SMALL // 8, 4 * U):  # or most of the tables would stay empty
+  small = M < max(SMALL // 8, 4 * U)  # or most of the tables would stay empty
+  if small or target.platform() != "cpu" or target.is_cut():
     return library.sort(expert_M, num_experts)
   lanes = min(LANES, M)
   steps = -(-M // lanes)

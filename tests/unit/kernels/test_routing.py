@@ -1,6 +1,7 @@
 """Routing kernels: the choice of the highest scores and the sort by expert, against the library."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from moejax.core import routing as core
-from pallas_kernels.routing import library, xla
+from pallas_kernels import aot
+from pallas_kernels import routing as op
+from pallas_kernels.routing import cases, library, ref, tpu, xla
+from pallas_kernels.routing.rule import gates
 
 TOP_K = jax.jit(xla.top_k, static_argnums=1)
 SHAPES = {  # tokens, experts, choices: one block, several with a rest, groups of experts
@@ -101,3 +105,96 @@ def test_expert_and_row_may_be_too_much_for_one_integer():
   expert_M = jnp.array([2**30 - 1, 3, 2**30 - 1, 0])
   order_M = jax.jit(lambda expert_M: library.sort(expert_M, 2**30)[0])(expert_M)
   assert order_M.tolist() == [3, 1, 0, 2]
+
+
+N = 150  # two blocks of the kernel, the second one not full
+COMPILED = {
+  name: {
+    "tpu": jax.jit(functools.partial(tpu.route, rule=case.rule, interpret=True)),
+    "xla": jax.jit(functools.partial(xla.route, rule=case.rule)),
+  }
+  for name, case in cases.TEST.items()
+}
+
+
+SLOW = [("tpu", case) for case in cases.TEST if case not in ("plain_softmax", "groups")]
+
+
+@pytest.mark.parametrize(
+  ("implementation", "case"),
+  [
+    pytest.param(*pair, marks=[pytest.mark.slow] if pair in SLOW else [])
+    for pair in itertools.product(["tpu", "xla"], cases.TEST)
+  ],
+)
+def test_a_route_is_that_of_the_loops(implementation, case):
+  for kind in cases.KINDS:
+    args = cases.arguments(cases.TEST[case], kind, N)
+    got, want = COMPILED[case][implementation](*args), ref.route(*args, cases.TEST[case].rule)
+    for a, b in zip(got, want, strict=True):
+      assert a.dtype == b.dtype
+      if a.dtype == np.float32:
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+      else:
+        np.testing.assert_array_equal(a, b, kind)
+
+
+@pytest.mark.parametrize("case", cases.TEST)
+def test_the_gradient_is_that_of_the_gates(case):
+  """Against automatic gradients of the gates' definition in float64, padding included."""
+  rule = cases.TEST[case].rule
+  with jax.enable_x64(True):
+    logit_NE, bias_E, valid_N = cases.arguments(cases.TEST[case], "padding", 20)
+    expert_NK = ref.route(logit_NE, bias_E, valid_N, rule)[0]
+    logit_NE, weight_NK = jnp.asarray(logit_NE, jnp.float64), jnp.arange(1.0, 1 + rule.k)[None]
+
+    def loss(logit_NE):
+      return jnp.sum(weight_NK * jnp.sin(op.route(logit_NE, rule, bias_E, valid_N)[1]))
+
+    def want(logit_NE):
+      return jnp.sum(weight_NK * jnp.sin(gates(logit_NE, jnp.asarray(expert_NK), rule)))
+
+    clean_NE = jnp.where(valid_N[:, None], logit_NE, 0)
+    got_NE, want_NE = jax.jit(jax.grad(loss))(logit_NE), jax.jit(jax.grad(want))(clean_NE)
+  np.testing.assert_allclose(got_NE, want_NE, rtol=1e-10, atol=1e-12)
+  assert (np.asarray(got_NE)[~valid_N] == 0).all()
+
+
+def test_what_cannot_be_chosen_is_refused():
+  logit_NE = jnp.zeros((4, 6))
+  for rule in (
+    op.Rule(7), op.Rule(2, "relu"), op.Rule(2, groups=4), op.Rule(4, groups=2, keep=1),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match="routing: .*; |routing: .* use "):
+      op.route(logit_NE, rule)
+  with pytest.raises(ValueError, match=r"bias_E has the shape \(5,\)"):
+    op.route(logit_NE, op.Rule(2), jnp.zeros(5))
+  with pytest.raises(NotImplementedError, match="17 choices of 20 experts"):
+    tpu.route(jnp.zeros((4, 20)), jnp.zeros(20), jnp.ones(4, bool), op.Rule(17))
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing()))
+@pytest.mark.parametrize("model", cases.MODELS)
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_the_kernels_compile_for_a_tpu(chip, model):
+  """By the name that the chip's mesh chooses; nothing is kept but the padded logits."""
+  case = cases.MODELS[model]
+  route = lambda logit_NE, *rest: op.route(logit_NE, case.rule, *rest)
+  program = aot.compile(route, *shapes(case), mesh=aot.mesh(chip))
+  assert set(program.kernels) == {"routing", "routing_places"}
+  assert program.temporary <= 4 * 8192 * max(case.E, 128)
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing()))
+def test_the_gradient_on_a_tpu_has_no_array_longer_than_the_logits():
+  case = cases.MODELS["deepseek_v3"]
+  gates = lambda logit_NE, *rest: op.route(logit_NE, case.rule, *rest)[1].sum()
+  program = aot.compile(jax.grad(gates), *shapes(case), mesh=aot.mesh("v5p"))
+  assert program.temporary < 4 * (4 * 8192 * case.E)
+
+
+def shapes(case):
+  S = jax.ShapeDtypeStruct
+  return S((8192, case.E), jnp.float32), S((case.E,), jnp.float32), S((8192,), jnp.bool_)
