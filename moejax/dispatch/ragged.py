@@ -9,6 +9,8 @@ Cost:   one row per used choice, sent twice when its expert is elsewhere, and a 
 """
 
 import dataclasses
+import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ class Config:
 
 def run(plan, x_ND, experts, cfg):
   """Sort by expert, send, run, send back, add up."""
-  local = lambda *args: _local(*args, cfg)
+  local = functools.partial(_local, cfg=cfg)
   return cuts.run("ragged", local, cuts.whole(plan), x_ND, experts)
 
 
@@ -45,7 +47,7 @@ def _local(plan, x_nD, experts, cut, cfg):
   count_WWe = count_WE.reshape(W, W, E // W)
   sent_WW = count_WWe.sum(2)
 
-  def there_and_back(R, x_MD):
+  def there_and_back(R, x_MD) -> typing.Any:
     x_RD = exchange.rows(x_MD, sent_WW, R, cut.expert)
     y_RD = _run(x_RD, count_WWe[:, cut.owner()], experts)
     return exchange.rows(y_RD, sent_WW.T, M, cut.expert)
