@@ -15,6 +15,7 @@ too much memory or is wrong. On a CPU small cases in float32, elsewhere models i
 """
 
 import datetime
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -135,12 +136,11 @@ def copy_rate() -> float:
 def about() -> dict:
   """When and with what a table was measured."""
   import jax  # noqa: PLC0415
-  import jaxlib  # noqa: PLC0415
 
   told = {
     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     "jax": jax.__version__,
-    "jaxlib": jaxlib.__version__,
+    "jaxlib": importlib.metadata.version("jaxlib"),
   }
   if shutil.which("nvidia-smi") and jax.default_backend() == "gpu":
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -39,8 +39,9 @@ def measure(case: cases.Case, part: str, loads, dtype, rounds: int, every: bool)
   for load in loads:
     size_E = jnp.asarray(cases.sizes(case._replace(load=load)))
     args, running = (*arrays, size_E), {}
+    right = expected(part, *args)
     for key, program in programs.items():
-      if key[0] not in YARDSTICKS and (reason := wrong(part, program(*args), *args)):
+      if key[0] not in YARDSTICKS and (reason := wrong(program(*args), right)):
         refused[label(key)] = reason
       else:
         running[key] = functools.partial(program, *args)
@@ -123,32 +124,36 @@ def _compiled(functions: dict, part, case, arrays) -> tuple[dict, dict]:
   return programs, refused
 
 
-def wrong(part: str, got, a, b, size_E) -> str | None:
-  """What is wrong with a result, by a few of its rows or matrices in float32.
+def expected(part: str, a, b, size_E) -> list[tuple]:
+  """(index, what a result has there): a few rows, or matrices, from dense matmuls."""
+  last_E, size_E = np.cumsum(size_E), np.asarray(size_E)
+  used = int(last_E[-1])
+  matmul = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+  if part == "d_rhs":
+    own = lambda e: slice(int(last_E[e] - size_E[e]), int(last_E[e]))
+    some = {int(np.argmax(size_E)), int(np.argmin(size_E)), len(size_E) - 1}
+    return [(e, matmul(a[own(e)].T, b[own(e)])) for e in some]
+  found = [(slice(used, None), jnp.zeros((1, 1)))]
+  for m in {0, used // 3, used - 1, *(int(last) - 1 for last in last_E[:3])} - {-1}:
+    if m < used:
+      w = b[int(np.searchsorted(last_E, m, side="right"))]
+      found.append((m, matmul(a[m], w.T if part == "d_lhs" else w)))
+  return found
 
-  >>> x_MD, w_EDF = jnp.ones((2, 1)), jnp.full((1, 1, 1), 3.0)
-  >>> wrong("forward", jnp.array([[3.0], [4.0]]), x_MD, w_EDF, jnp.array([2]))
+
+def wrong(got, expected: list[tuple]) -> str | None:
+  """What is wrong with a result.
+
+  >>> wrong(jnp.array([[3.0], [4.0]]), [(0, jnp.array([3.0])), (1, jnp.array([3.0]))])
   'wrong by 0.333 of the largest number'
   """
-  last_E, wide = np.cumsum(size_E), lambda x: np.asarray(x, np.float32)
-  used = int(last_E[-1])
-  if not used:
-    return None if not np.any(wide(got)) else "no rows, but not zeros"
-  if part == "d_rhs":
-    some = {int(np.argmax(size_E)), int(np.argmin(size_E)), len(last_E) - 1}
-    pairs = []
-    for e in some:
-      rows = slice(int(last_E[e] - size_E[e]), int(last_E[e]))
-      pairs.append((wide(got[e]), wide(a[rows]).T @ wide(b[rows])))
-  else:
-    edges = [0, used // 3, used - 1, *(int(last) - 1 for last in last_E[:3] if last)]
-    of = lambda m: wide(b[int(np.searchsorted(last_E, m, side="right"))])
-    pairs = [(wide(got[m]), wide(a[m]) @ (of(m).T if part == "d_lhs" else of(m))) for m in edges]
-    pairs.append((wide(got[used:]), np.zeros((1, 1), np.float32)))
-  largest = max(np.abs(want).max(initial=0) for _, want in pairs)
-  error = max(np.abs(have - want).max(initial=0) for have, want in pairs) / largest
-  allowed = 2e-2 if a.dtype.itemsize < 4 or target.platform() != "cpu" else 1e-4
-  return None if error <= allowed else f"wrong by {error:.3g} of the largest number"
+  largest = max(float(jnp.abs(want).max(initial=0)) for _, want in expected) or 1.0
+  off = lambda at, want: float(jnp.abs(got[at].astype(jnp.float32) - want).max(initial=0))
+  error = max(off(at, want) for at, want in expected) / largest
+  exact = got.dtype.itemsize > 2 and target.platform() == "cpu"
+  return (
+    None if error <= (1e-4 if exact else 2e-2) else f"wrong by {error:.3g} of the largest number"
+  )
 
 
 def rows(case: cases.Case, part: str, dtype, measured: Measured) -> list[dict]:
