@@ -178,12 +178,12 @@ def test_what_cannot_be_chosen_is_refused():
 @pytest.mark.parametrize("model", cases.MODELS)
 @pytest.mark.parametrize("chip", aot.CHIPS)
 def test_the_kernels_compile_for_a_tpu(chip, model):
-  """By the name that the chip's mesh chooses; nothing is kept but the padded logits."""
+  """By the name that the chip's mesh chooses; what has K columns takes whole lanes of 128."""
   case = cases.MODELS[model]
   route = lambda logit_NE, *rest: op.route(logit_NE, case.rule, *rest)
   program = aot.compile(route, *shapes(case), mesh=aot.mesh(chip))
   assert set(program.kernels) == {"routing", "routing_places"}
-  assert program.temporary <= 4 * 8192 * max(case.E, 128)
+  assert program.temporary <= 4 * 8192 * (max(case.E, 128) + 5 * 128)
 
 
 @pytest.mark.aot
