@@ -133,7 +133,7 @@ def expected(part: str, a, b, size_E) -> list[tuple]:
     own = lambda e: slice(int(last_E[e] - size_E[e]), int(last_E[e]))
     some = {int(np.argmax(size_E)), int(np.argmin(size_E)), len(size_E) - 1}
     return [(e, matmul(a[own(e)].T, b[own(e)])) for e in some]
-  found = [(slice(used, None), jnp.zeros((1, 1)))]
+  found: list[tuple] = [(slice(used, None), jnp.zeros((1, 1)))]
   for m in {0, used // 3, used - 1, *(int(last) - 1 for last in last_E[:3])} - {-1}:
     if m < used:
       w = b[int(np.searchsorted(last_E, m, side="right"))]
