@@ -169,7 +169,7 @@ def leaks(section: dict) -> tuple[float, float, float]:
 
 def _conditions(draw):
   """One condition per sequence."""
-  return jnp.asarray(np.repeat(draw.normal(size=(B, 4)), T, axis=0), jnp.float32)
+  return jnp.asarray(np.repeat(draw.normal(size=(B, 2)), T, axis=0), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
