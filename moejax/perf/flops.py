@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from moejax.core import axes, plugin, runs
 from moejax.layers import moe, table
 
+SEQ = 128  # long enough for routers that share a sequence out
+
 
 def forward(model_cfg, seq_len: int) -> float:
   """FLOPs of a forward pass, per token."""
@@ -24,13 +26,16 @@ def train(model_cfg, seq_len: int) -> float:
   return 3.0 * forward(model_cfg, seq_len)
 
 
-def params(model_cfg) -> dict[str, int]:
-  """{"total", "active"}: parameters there are, and those that work on one token."""
-  total = sum(math.prod(shape) for _, shape in _leaves(model_cfg))
-  return {"total": total, "active": round(touched(model_cfg, 1))}
+def params(model_cfg, seq_len: int = SEQ) -> dict[str, int]:
+  """{"total", "active"}: parameters there are, and those that work on one token.
+
+  The length of sequences counts where a router has parameters for each of their slots (Soft MoE).
+  """
+  total = sum(math.prod(shape) for _, shape in _leaves(model_cfg, seq_len))
+  return {"total": total, "active": round(touched(model_cfg, 1, seq_len))}
 
 
-def touched(model_cfg, tokens: int) -> float:
+def touched(model_cfg, tokens: int, seq_len: int = SEQ) -> float:
   """Parameters that so many tokens read at least once, as when a batch of texts is decoded.
 
   Which experts and which rows of memories a token reads is taken as even and independent.
@@ -41,7 +46,7 @@ def touched(model_cfg, tokens: int) -> float:
   everyone = [cfg for layer in model_cfg.layers for _, cfg in runs.sections(layer)]
   of_all = sum(plugin.module(cfg).reads(cfg) for cfg in everyone if _reads_shared(cfg))
   total = 0.0
-  for names, shape in _leaves(model_cfg):
+  for names, shape in _leaves(model_cfg, seq_len):
     part, letters = 1.0, axes.letters(names[-1])
     cfg = next((cfg for at, cfg in owners if names[: len(at)] == at), None)
     if isinstance(cfg, moe.Config) and axes.role(names) == "experts":
@@ -63,10 +68,10 @@ def _reads_shared(cfg) -> bool:
   return _is_memory(cfg) and rows is not None and table.is_shared(rows)
 
 
-def _leaves(model_cfg) -> list[tuple[tuple, tuple]]:
+def _leaves(model_cfg, seq_len: int) -> list[tuple[tuple, tuple]]:
   """(path, shape) of every parameter."""
   model = plugin.module(model_cfg).Model(model_cfg)
-  token_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  token_BT = jax.ShapeDtypeStruct((1, seq_len), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
   found = jax.tree_util.tree_flatten_with_path(shapes)[0]
   return [(tuple(key.key for key in path), leaf.shape) for path, leaf in found]

@@ -54,7 +54,7 @@ class Record:
     """environment.json, and a first line; `at` is the stage."""
     self.peak = hardware.peak(dtypes.dtype(dtypes.filled(at.cfg.precision).compute).name)
     self.stage(at, None)
-    sizes = counts.params(at.cfg.model)
+    sizes = counts.params(at.cfg.model, at.cfg.data.seq_len)
     about = rundir.environment()
     about |= {"peak": {"name": self.peak[0], "flops": self.peak[1]}, "parameters": sizes}
     about |= {"flops_per_token": self.flops_per_token, "data": corpus.describe()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from moejax.core import config, plugin
 from moejax.core.plugin import Wrong
 from moejax.data import text
-from moejax.train import checkpoint
+from moejax.train import checkpoint, phase
 from moejax.train import mesh as meshes
 
 
@@ -41,7 +41,8 @@ def load(workdir, step: int | None = None) -> Trained:
   meta = checkpoints.meta(step)
   cfg = config.resolve(meta["config"])
   model = plugin.module(cfg.model).Model(cfg.model)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+  token_BT = jax.ShapeDtypeStruct(phase.micro_batch(cfg), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)
   shapes = meshes.placed(shapes, meshes.make("", jax.devices()[:1]))
   params = shapes.pop("params")
   average = params if "ema" in meta["items"] else None

@@ -89,3 +89,14 @@ def test_a_query_sees_half_the_keys_on_average_or_its_window():
 def test_published_models_have_their_published_parameters(name, total, active):
   found = flops.params(config.section("model", flags.load(f"configs/models/{name}.py")["model"]))
   np.testing.assert_allclose([found["total"], found["active"]], [total, active], rtol=5e-3)
+
+
+def test_slots_of_soft_moe_are_parameters_of_the_length_of_a_sequence():
+  """And expert choice, which has none, still shares out a sequence of the real length."""
+  made = make_model("einsum", 2, ("moe",)).cfg
+  section = config.dump(made)
+  for name in ("soft", "expert_choice"):
+    section["layers"][0]["ffn"]["router"] = {"name": name, "capacity_factor": 1.0}
+    cfg = config.section("model", {**section, "allow_noncausal": True})
+    more = flops.params(cfg, 64)["total"] - flops.params(cfg, 32)["total"]
+    assert more == (32 * 8 if name == "soft" else 0)  # phi_DEC: E * C slots of width 8
