@@ -5,6 +5,7 @@ import os
 import sys
 
 TRIM, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8  # of glibc's malloc.h
+ONE_CORE = "--xla_cpu_multi_thread_eigen=false"
 
 
 def prepare(allocator: bool = True, devices: int = 1) -> None:
@@ -29,3 +30,5 @@ def prepare(allocator: bool = True, devices: int = 1) -> None:
         mallopt(what, value)
   if devices > 1:
     os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
+    if devices >= (os.cpu_count() or 1):  # each has a core: none shares its matmuls with others
+      os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_CORE}".strip()

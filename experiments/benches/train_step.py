@@ -10,7 +10,8 @@ turns, a few steps each, of which the first is not counted.
 --who=moe,dense,hf
 --rounds=6     turns of each
 --steps=4      steps in a turn
---devices=1    virtual CPU devices of the moejax processes (data parallel)
+--devices=1    virtual CPU devices of the moejax processes: `dense` cuts its tokens over them, `moe`
+               its experts too
 --precision=float32   of moejax's computation
 --profile=     write a trace of the last turn of `moe` to this folder
 """
@@ -142,7 +143,7 @@ def ours(who, shape, devices, precision, allocator):
   from moejax.train import mesh as meshes  # noqa: PLC0415
   from moejax.train import phase  # noqa: PLC0415
 
-  cfg = config.resolve(section(who, shape, precision))
+  cfg = config.resolve(section(who, shape, precision, devices))
   mesh = meshes.make(cfg.mesh)
   tokenizer = types.SimpleNamespace(bytes_V=np.ones(VOCAB, np.int32))
   corpus = types.SimpleNamespace(tokenizer=tokenizer, labels=("all",), modalities=0)
@@ -155,6 +156,7 @@ def ours(who, shape, devices, precision, allocator):
     "segment_BT": np.ones((B, T + 1), np.int32),
     "label_BT": np.zeros((B, T + 1), np.int32),
   }
+  batch = {name: meshes.batch(rows, mesh) for name, rows in batch.items()}
 
   def step():
     with jax.set_mesh(mesh):
@@ -165,8 +167,10 @@ def ours(who, shape, devices, precision, allocator):
   return step
 
 
-def section(who, shape, precision) -> dict:
+def section(who, shape, precision, devices=1) -> dict:
   """The run's config."""
+  owners = devices if who == "moe" else 1
+  dispatch = "sort" if owners == 1 else "all_gather"
   layer = {"ffn": "moe" if who == "moe" else "mlp"}
   return {
     "model": {
@@ -177,10 +181,11 @@ def section(who, shape, precision) -> dict:
       "mlp": {"hidden": shape["k"] * shape["hidden"]},
       "moe": {
         "num_experts": shape["experts"], "hidden": shape["hidden"],
-        "router": {"name": "topk", "k": shape["k"]}, "dispatch": {"name": "sort"},
+        "router": {"name": "topk", "k": shape["k"]}, "dispatch": {"name": dispatch},
       },
     },
     "data": {"seq_len": T},
+    "mesh": f"expert:{owners}" if owners > 1 else "",
     "train": {"batch_size": B, "lr_peak": 1e-4, "schedule": {"name": "constant"}},
     "precision": {"compute": precision},
   }  # fmt: skip
