@@ -86,15 +86,19 @@ def _counterfactual(args) -> str:
 
 def _matrix(args) -> str:
   """the conformance matrix of routers, edits, dispatches, dtypes and devices"""
+  # compiling takes most of the time; XLA reads this when it starts
+  cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  os.environ.setdefault("XLA_FLAGS", f"{cheap} --xla_cpu_use_fusion_emitters=false")
   import jax
 
-  from moejax.lab import matrix
+  from moejax.lab import matrix_page
 
   names = lambda text: text.split(",") if text else None
   devices = [int(n) for n in names(args.devices) or ()] or None
   if not args.devices or "8" in args.devices:
     jax.config.update("jax_num_cpu_devices", 8)
-  return matrix.run(args.out, names(args.routers), names(args.dispatches), devices)
+  which = (names(args.routers), names(args.dispatches), devices)
+  return matrix_page.run(args.out, *which, args.again)
 
 
 VERBS = {
@@ -127,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
   of["matrix"].add_argument("--routers", help="only these, as topk,hash; all without it")
   of["matrix"].add_argument("--dispatches", help="only these, as sort,gather; all without it")
   of["matrix"].add_argument("--devices", help="1, 8, or 1,8 (which is the default)")
+  of["matrix"].add_argument("--again", action="store_true", help="those that did not change, too")
   of["lab"].add_argument("source", help="the --workdir of a run, an .npz, or drift: drawn logits")
   of["lab"].add_argument("--out", default="runs/lab", help="a folder (runs/lab)")
   of["lab"].add_argument("--router", default="sigmoid_topk", help="it chooses with a bias")

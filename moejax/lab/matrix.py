@@ -3,14 +3,14 @@
 A cell is one small MoE layer: its output and the gradients of its input, router and experts,
 against dense dispatch in float32 on one device (einsum where the router mixes tokens, which dense
 refuses). With bfloat16 the same rounded tokens and weights go through both, so that choices are the
-same. Eight devices are data:2,expert:4. Pieces are compiled once and shared by all cells that have
-them. `python -m moejax matrix` writes the page docs/conformance.md, section by section.
+same. Eight devices are data:2,expert:4. Router, edit and dispatch are compiled apart and shared by
+all cells that have them: a dispatch is compiled once for all routers of the same K. What cannot be
+is refused while it is traced. `python -m moejax matrix` writes the page docs/conformance.md
+(lab/matrix_page.py).
 """
 
 import functools
 import itertools
-import pathlib
-import re
 import time
 import typing
 
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from moejax.core import axes, plugin
 from moejax.core.plan import RouterInputs
-from moejax.core.plugin import Failed, Wrong
+from moejax.core.plugin import Wrong
 from moejax.lab import drawn
 from moejax.layers import experts, moe
 
@@ -44,15 +44,13 @@ class Cell(typing.NamedTuple):
 
   @property
   def green(self) -> bool:
-    """Whether everything is as in the oracle."""
-    return all(self.error[name] <= most for name, most in DTYPES.items() if name in self.error)
+    """Whether everything is as in the oracle, or refused; an error that is no number is not."""
+    return bool(self.refused) or all(self.error[name] <= most for name, most in DTYPES.items())
 
-  def text(self, notes: list[str]) -> str:
-    """As the page shows it."""
-    if self.refused:
-      return f"refused [{notes.index(self.refused) + 1}]"
-    sizes = " / ".join(f"{error:.0e}" for error in self.error.values())
-    return f"{'🟢' if self.green else '🔴'} {sizes}, {self.ms:.0f} ms"
+  @property
+  def at(self) -> tuple:
+    """Which one it is."""
+    return self[:4]
 
 
 def combinations() -> list[tuple]:
@@ -174,84 +172,31 @@ def measure(name: str, edits: tuple, dispatch: str, devices: int) -> Cell:
   return Cell(name, edits, dispatch, devices, error, ms)
 
 
-def cells(routers=None, dispatches=None, devices=None, edits=None):
-  """The product, or the part of it that is named, cell by cell."""
+def product(routers=None, dispatches=None, devices=None, edits=None) -> list[tuple]:
+  """(router, edits, dispatch, devices) of every cell, or of the part that is named."""
   for given, family in ((routers, "routers"), (dispatches, "dispatch")):
     for name in given or ():
       plugin.load(family, name)
   devices = tuple(DEVICES) if devices is None else tuple(devices)
-  if max(devices) > len(jax.devices()):
-    raise Wrong(
-      f"matrix: {max(devices)} devices are asked for and there are {len(jax.devices())}; set"
-      f" JAX_NUM_CPU_DEVICES={max(devices)}, or ask for fewer."
+  for count in devices:
+    if count not in DEVICES:
+      raise Wrong(
+        f"matrix: there is no column of {count} devices; use {', '.join(map(str, DEVICES))}."
+      )
+    if count > len(jax.devices()):
+      raise Wrong(
+        f"matrix: {count} devices are asked for and there are {len(jax.devices())}; set"
+        f" JAX_NUM_CPU_DEVICES={count}, or ask for fewer."
+      )
+  return list(
+    itertools.product(
+      routers or plugin.names("routers"), combinations() if edits is None else edits,
+      dispatches or plugin.names("dispatch"), devices,
     )
-  product = itertools.product(
-    routers or plugin.names("routers"), combinations() if edits is None else edits,
-    dispatches or plugin.names("dispatch"), devices,
   )  # fmt: skip
-  for at in product:
+
+
+def cells(*names, **named):
+  """The product, or the part of it that is named, cell by cell."""
+  for at in product(*names, **named):
     yield measure(*at)
-
-
-def section(found: list[Cell]) -> str:
-  """The part of the page about one router."""
-  notes = list(dict.fromkeys(cell.refused for cell in found if cell.refused))
-  columns = list(dict.fromkeys((cell.dispatch, cell.devices) for cell in found))
-  red = sum(not cell.green for cell in found)
-  refused = sum(bool(cell.refused) for cell in found)
-  worst = [max((c.error[d] for c in found if d in c.error), default=0) for d in DTYPES]
-  lines = [
-    f"## {found[0].router}", "",
-    f"{len(found) - red - refused} green, {red} red, {refused} refused; worst error"
-    f" {worst[0]:.0e} in float32, {worst[1]:.0e} in bfloat16.", "",
-    f"| edits | {' | '.join(f'{name}, {n}' for name, n in columns)} |",
-    f"|{'---|' * (len(columns) + 1)}",
-  ]  # fmt: skip
-  for edits in dict.fromkeys(cell.edits for cell in found):
-    row = {(c.dispatch, c.devices): c.text(notes) for c in found if c.edits == edits}
-    cells = [row.get(column, "") for column in columns]
-    lines.append(f"| {', '.join(edits) or 'none'} | {' | '.join(cells)} |")
-  footnotes = [f"{i}. {note}" for i, note in enumerate(notes, 1)]
-  return "\n".join(lines + ([""] + footnotes if footnotes else []))
-
-
-HEAD = """# Conformance
-
-Made by `python -m moejax matrix`; `--routers=a,b` makes only their sections again. A cell is one
-MoE layer of {N} tokens: output and gradients of tokens, router and experts against dense dispatch
-in float32 on one device (einsum where a router mixes tokens). Columns are dispatch and devices (8:
-`data:2,expert:4`). 🟢 or 🔴: largest error in float32 / in bfloat16, as part of the largest entry
-of its array, allowed up to {allowed}; time of forward and backward, called piece by piece. Every
-component has its default config. Refused: with the sentence below the table."""
-
-
-def page(sections: dict[str, str]) -> str:
-  """The whole page; routers that are no more lose their section."""
-  allowed = " / ".join(f"{most:.0e}" for most in DTYPES.values())
-  known = [sections[name] for name in plugin.names("routers") if name in sections]
-  return "\n\n".join([HEAD.format(N=N, allowed=allowed), *known]) + "\n"
-
-
-def read(text: str) -> dict[str, str]:
-  """The sections of a page by router."""
-  parts = re.split(r"^## ", text, flags=re.M)[1:]
-  return {part.partition("\n")[0]: f"## {part.rstrip()}" for part in parts}
-
-
-def run(out="docs/conformance.md", routers=None, dispatches=None, devices=None) -> str:
-  """What `python -m moejax matrix` does: measures, writes the page, fails where a cell is red."""
-  path, red, lines = pathlib.Path(out), [], []
-  sections = read(path.read_text(encoding="utf-8")) if path.is_file() else {}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  product = cells(routers, dispatches, devices)
-  for name, group in itertools.groupby(product, lambda cell: cell.router):
-    found = list(group)
-    sections[name] = section(found)
-    red += [cell for cell in found if not cell.green]
-    lines.append(f"{name}: {sections[name].splitlines()[2]}")
-    path.write_text(page(sections), encoding="utf-8")  # what is done is kept
-  if red:
-    print("\n".join(lines))
-    which = ", ".join(dict.fromkeys(f"{c.router} with {c.dispatch}" for c in red))
-    raise Failed(f"matrix: {len(red)} cells are red ({which}); see {path}.")
-  return "\n".join([*lines, f"written to {path}"])

@@ -11,7 +11,7 @@ import pytest
 
 import moejax
 from moejax.core import config, plugin
-from moejax.lab import causality, matrix
+from moejax.lab import causality, matrix, matrix_page
 from moejax.report import index
 
 ROOT = pathlib.Path(moejax.__file__).parents[1]
@@ -76,9 +76,8 @@ def test_one_file_is_enough_for_lists_configs_audit_and_matrix(toy):
   (row,) = causality.audit(("routers",), ["toy"])
   assert row.agrees and not row.note and row.says
   (cell,) = matrix.cells(["toy"], ["sort"], [1], [()])
-  assert (
-    cell.green and not cell.refused and "## toy" in matrix.page({"toy": matrix.section([cell])})
-  )
+  assert cell.green and not cell.refused
+  assert "## toy" in matrix_page.page({"toy": matrix_page.Section("toy", [cell])})
 
 
 def test_one_file_is_enough_for_the_batteries(tmp_path):
