@@ -88,7 +88,8 @@ def _matrix(args) -> str:
   """the conformance matrix of routers, edits, dispatches, dtypes and devices"""
   # compiling takes most of the time; XLA reads this when it starts
   cheap = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  os.environ.setdefault("XLA_FLAGS", f"{cheap} --xla_cpu_use_fusion_emitters=false")
+  cheap += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+  os.environ.setdefault("XLA_FLAGS", cheap)
   import jax
 
   from moejax.lab import matrix_page

@@ -11,6 +11,7 @@ is refused while it is traced. `python -m moejax matrix` writes the page docs/co
 
 import functools
 import itertools
+import pathlib
 import time
 import typing
 
@@ -28,6 +29,7 @@ from moejax.layers import experts, moe
 
 N, T, D, E, F, VOCAB = 64, 8, 8, 8, 8, 9  # a group of tokens is a sequence
 DTYPES = {"float32": 1e-4, "bfloat16": 0.1}  # allowed: part of the largest entry of each array
+_calls = itertools.count()
 DEVICES = {1: {}, 8: {"data": 2, "expert": 4}}
 
 
@@ -147,8 +149,22 @@ def difference(got, want) -> float:
   return float(np.max(parts))
 
 
+def make_room(most: int = 50_000) -> bool:
+  """Forgets what was compiled before there is no room for more.
+
+  Every program maps some memory, and a process may have 65,530 maps on Linux.
+  """
+  maps = pathlib.Path("/proc/self/maps")
+  full = maps.exists() and maps.read_bytes().count(b"\n") > most
+  if full:
+    jax.clear_caches()
+  return full
+
+
 def measure(name: str, edits: tuple, dispatch: str, devices: int) -> Cell:
   """One cell."""
+  if next(_calls) % 16 == 0:
+    make_room()
   here, error, ms = DEVICES[devices], {}, 0.0
   # without axes: a mesh of one device, on which nothing is cut
   mesh = jax.make_mesh(

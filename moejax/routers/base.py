@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from moejax.core import params, routing
 from moejax.core.plugin import Wrong
 
+FEW = 256  # tokens of a group that are ranked by comparing all pairs
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -71,9 +73,22 @@ def assign(score_nU, valid_n, eps, iterations: int):
 def _kept(expert_n, bid_n, places, U):
   """Who stays: the `places` highest bids for each expert; its price is the lowest of them."""
   expert_n = jnp.where(expert_n < 0, U, expert_n)
-  rank_n = routing.rank(expert_n, -bid_n, U)
-  price_U = jnp.zeros(U).at[jnp.where(rank_n == places - 1, expert_n, U)].set(bid_n, mode="drop")
+  rank_n = _rank(expert_n, bid_n) if len(bid_n) <= FEW else routing.rank(expert_n, -bid_n, U)
+  last_nU = (rank_n == places - 1)[:, None] & (expert_n[:, None] == jnp.arange(U)[None])
+  price_U = jnp.max(jnp.where(last_nU, bid_n[:, None], 0), axis=0)  # bids are above 0
   return jnp.where((rank_n < places) & (expert_n < U), expert_n, -1), bid_n, price_U
+
+
+def _rank(expert_n, bid_n):
+  """routing.rank by comparing all pairs, which for few tokens is faster than sorting.
+
+  >>> _rank(jnp.array([0, 1, 0, 0]), jnp.array([2.0, 9.0, 3.0, 2.0])).tolist()
+  [1, 0, 0, 2]
+  """
+  n_n = jnp.arange(len(bid_n))
+  earlier_nn = (bid_n[None] == bid_n[:, None]) & (n_n[None] < n_n[:, None])
+  before_nn = (bid_n[None] > bid_n[:, None]) | earlier_nn
+  return jnp.sum(before_nn & (expert_n[None] == expert_n[:, None]), axis=1)
 
 
 def _filled(expert_n, valid_n, places, U):

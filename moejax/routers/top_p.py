@@ -7,8 +7,8 @@ Plan:   TokenPlan with a variable number of choices.   State: none.   Tokens: in
 Causal: yes.
 Study:  configs/studies/top_p.py
 Differs from the paper: a token has k places and makes no more choices, as the shapes are fixed; k
-        is the number that FLOPs are counted for. Uni-MoE's sampling of gates near the highest is
-        left out: its gates are the probabilities over their sum.
+        is the number that FLOPs are counted for. Uni-MoE's gates are its paper's, the probabilities
+        over their sum, or with `near` its code's.
 """
 
 import dataclasses
@@ -26,10 +26,15 @@ class Config:
   k: int = 4  # the most choices of a token
   threshold: float = 0.4  # the probability to gather; the knob `threshold` replaces it
   renormalise: bool = False
+  # gates by rivals: each choice's probability among itself and what is left within this part of
+  # its logit, over their sum; 0: all alike. Uni-MoE's code has 0.02
+  near: float | None = None
 
   def __post_init__(self):
     if self.threshold < 0:
       raise Wrong(f"top_p: threshold is {self.threshold}; it is a probability of at least 0.")
+    if self.near is not None and self.near < 0:
+      raise Wrong(f"top_p: near is {self.near}; it is a distance of at least 0, or None.")
 
 
 def select(logit_NU, inputs, cfg):
@@ -50,8 +55,28 @@ def select(logit_NU, inputs, cfg):
 
 
 def weigh(logit_NU, expert_NK, inputs, cfg):
-  """Their probabilities."""
+  """Their probabilities, or what their rivals leave them."""
+  if cfg.near is not None:
+    return routing.renormalise(among_rivals(logit_NU, expert_NK, cfg.near), eps=1e-6)
   return routing.gates(jax.nn.softmax(logit_NU), expert_NK, cfg.renormalise)
+
+
+def among_rivals(logit_NU, expert_NK, near: float):
+  """Each choice's probability among itself and those not taken before it and not much lower.
+
+  >>> logit_NU = jnp.log(jnp.array([[8.0, 4.0, 2.0]]))
+  >>> among_rivals(logit_NU, jnp.array([[0, 1]]), 0.4).round(3).tolist()  # 4 is near 8, 2 is not
+  [[0.667..., 1.0]]
+  """
+  id_1U, taken_NU, gates = jnp.arange(logit_NU.shape[1])[None], jnp.zeros(logit_NU.shape, bool), []
+  for id_N1 in jnp.split(expert_NK, expert_NK.shape[1], axis=1):
+    own_NU, own_N1 = id_1U == id_N1, routing.take(logit_NU, id_N1)
+    size_NU = jnp.maximum(jnp.abs(logit_NU), own_N1)
+    far_NU = own_N1 - logit_NU > near * size_NU
+    out_NU = (taken_NU | far_NU) & ~own_NU & (id_N1 >= 0)
+    gates.append(routing.take(jax.nn.softmax(jnp.where(out_NU, -jnp.inf, logit_NU)), id_N1))
+    taken_NU |= own_NU
+  return jnp.concatenate(gates, axis=1)
 
 
 class Router(nn.Module):

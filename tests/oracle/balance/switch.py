@@ -8,6 +8,7 @@ from oracle import sigmoid, softmax
 CASES = (
   *(Config(scope=s) for s in ("micro_batch", "step", "sequence", "group", "pooled")),
   Config(scope="sequence", score="sigmoid"),
+  Config(score="chosen"),
 )
 
 
@@ -38,14 +39,15 @@ def value(counted, scored, ids, cfg):
   total = 0.0
   for e in range(ids):
     share = everyone.count(e) / max(len(everyone), 1)
-    total += share * np.mean([score(token.logits, cfg)[e] for token in scored])
+    total += share * np.mean([score(token, cfg)[e] for token in scored])
   return ids * total
 
 
-def score(logits, cfg):
-  if cfg.score == "softmax":
-    return softmax(logits)
-  return sigmoid(logits) / sigmoid(logits).sum()
+def score(token, cfg):
+  powers = {"softmax": softmax, "sigmoid": sigmoid, "chosen": np.exp}[cfg.score](token.logits)
+  if cfg.score == "chosen":
+    powers = np.array([power if e in token.ids else 0 for e, power in enumerate(powers)])
+  return powers / powers.sum()
 
 
 def even(cfg, layers, ids, k):

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from configs.studies.baselines import STAGES
 from moejax.balance import distill
-from moejax.core import config
+from moejax.core import config, routing
 from moejax.core.plan import RouterInputs
 from moejax.core.plugin import Wrong
 from moejax.dispatch import einsum, sort
@@ -103,6 +103,22 @@ def test_base_finds_the_best_balanced_assignment(valid):
     columns = np.repeat(score_nU[:valid], places, axis=1)
     best = columns[linear_sum_assignment(-columns)].sum() if valid else 0
     assert total(score_nU, expert_n) == best
+
+
+@pytest.mark.parametrize("n", [1, 7, base.FEW + 1])
+def test_base_ranks_few_tokens_as_it_ranks_many(n):
+  draw = np.random.default_rng(n)
+  expert_n, bid_n = jnp.asarray(draw.integers(0, 4, n)), jnp.asarray(draw.integers(1, 5, n) / 2)
+  want_n = routing.rank(expert_n, -bid_n, 3)
+  np.testing.assert_array_equal(base._rank(expert_n, bid_n), want_n)
+
+
+def test_an_auction_is_the_same_by_pairs_and_by_sorting(monkeypatch):
+  score_nU = jnp.asarray(np.random.default_rng(3).integers(-3, 4, (N, E)), jnp.float32)
+  run = lambda: jax.jit(lambda score_nU: base.assign(score_nU, ALL_N, 0.05, 100))(score_nU)
+  got_n = run()
+  monkeypatch.setattr(base, "FEW", 0)
+  np.testing.assert_array_equal(got_n, run())
 
 
 def test_base_is_balanced_however_early_its_auction_stops():

@@ -151,6 +151,19 @@ def test_without_null_or_shared_experts_it_is_top_p_over_its_sum():
   np.testing.assert_allclose(got_NE, raw_NE / raw_NE.sum(1, keepdims=True), rtol=1e-6)
 
 
+def test_gates_among_rivals_are_even_where_nothing_is_near_and_draws_without_return_where_all_is():
+  even_NE = gathering(0.7, near=0.0).weights_NE()
+  count_N1 = choices(gathering(0.7))[:, None]
+  np.testing.assert_allclose(even_NE, (gathering(0.7).weights_NE() > 0) / count_N1, rtol=1e-5)
+  plan = gathering(0.7)
+  gate_NK = np.asarray(top_p.among_rivals(LOGIT_NE, plan.expert_NK, 1e9))
+  prob_NK = np.asarray(plan.gate_NK)  # of each choice, among what the choices before it left
+  before_NK = np.cumsum(prob_NK, axis=1) - prob_NK
+  np.testing.assert_allclose(gate_NK, prob_NK / (1 - before_NK), rtol=1e-4)
+  total = lambda logit_NE: top_p.among_rivals(logit_NE, plan.expert_NK, 0.5).sum()
+  assert np.all(np.isfinite(jax.grad(total)(LOGIT_NE)))
+
+
 def test_the_shared_gate_has_finite_gradients_where_a_token_chose_nothing():
   expert_NK = jnp.where(jnp.arange(N)[:, None] % 2 == 0, decide(UNI).expert_NK, -1)
   plan = TokenPlan(expert_NK, jnp.ones(expert_NK.shape), E)
@@ -189,3 +202,5 @@ def test_a_shared_gate_over_the_chosen_needs_tokens_that_choose():
 def test_a_threshold_below_zero_is_refused():
   with pytest.raises(Wrong, match="top_p: threshold is -0.1"):
     top_p.Config(threshold=-0.1)
+  with pytest.raises(Wrong, match="top_p: near is -1.0; it is a distance"):
+    top_p.Config(near=-1.0)
