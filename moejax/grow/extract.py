@@ -1,8 +1,8 @@
 """Extraction: a dense FFN becomes experts, each made of the hidden units that one domain uses most.
 
 Paper:  Cai et al. 2024 (Read-ME), arXiv:2410.19123.
-Differs from the paper: the router and the backbone are not trained in turns; `scores` has what the
-        paper's router learns from (routers/pregate.py, distillation).
+Differs from the paper: the router of the new layers starts at random; lab/pregate.py teaches the
+        one that decides for all layers what `scores` says, as in the paper.
 
 The expert of a domain is a slice of the dense FFN: with a gate of 1 it computes what the FFN would
 with the other units masked. Units that all domains use can be one shared expert, computed once.

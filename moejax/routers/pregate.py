@@ -5,9 +5,9 @@ Plan:   TokenPlan, the same in every layer.   State: none.   Tokens: coupled ins
 Causal: yes.
 Study:  configs/studies/pregate.py
 Differs from the paper: it is trained with the model, through gates that are 1 and hand the gradient
-        of the probability on; the paper alternates between the backbone and this network, which
-        learns by `distillation` from what the dense FFN does (grow/extract.py has the scores). Its
-        own embedding starts at random and not as a part of the backbone's.
+        of the probability on. The paper's way, in which it learns by `distillation` what the dense
+        FFN does while the backbone rests, is lab/pregate.py. Its own embedding starts at random and
+        not as a part of the backbone's.
 
 The network is computed once for all layers, before the first of them, and its FLOPs (those of one
 narrow layer) are not counted. `look_ahead` needs nothing of the backbone.
