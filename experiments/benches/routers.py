@@ -5,8 +5,8 @@ a field, its defaults otherwise, and the dispatch `sort` (`einsum` where it mixe
 and step the choices are forced, the same for all, so that no router is charged for a load that its
 drawn weights make uneven; it chooses all the same, and weighs what is forced. Routers that make
 whole plans (expert_choice, soft) cannot be forced. `step` is three such layers with attention, the
-loss and AdamW. "of topk" is a time over that of top-k. `router MFLOP` is the forward pass of a
-router's own matmuls.
+loss and AdamW. "of topk" is a time over that of top-k with as many choices. `router MFLOP` is the
+forward pass of a router's own matmuls.
 
 --routers=      some of them only; topk is always one
 --what=route,layer,step
@@ -36,19 +36,24 @@ def run(options: dict):
         raise plugin.Wrong(
           f"bench routers: no {field.rstrip('s')} {name!r}. {plugin.hint(name, known)}"
         )
-  names = dict.fromkeys(("topk", *wanted["routers"]))
-  made = {name: programs(name, options, wanted["what"]) for name in names}
-  flat = {(name, what): f for name, (fs, _) in made.items() for what, f in fs.items()}
+  names, k = dict.fromkeys(("topk", *wanted["routers"])), options["k"]
+  made = {(name, k): programs(name, k, options, wanted["what"]) for name in names}
+  for name, _ in [*made]:  # what has other choices gets a top-k of its own
+    count = round(made[name, k][1]["choices"])
+    if ("topk", count) not in made:
+      made["topk", count] = programs("topk", count, options, wanted["what"])
+  flat = {(*of, what): f for of, (fs, _) in made.items() for what, f in fs.items()}
   ms = timing.in_turns(flat, options["rounds"])
-  for name, (_, about) in made.items():
-    row = {"case": name}
+  for name in names:
+    about, row = made[name, k][1], {"case": name}
+    plain = ("topk", round(about["choices"]))
     for what in wanted["what"]:
-      row[f"{what} ms"] = round(ms[name, what], 3)
-      row[f"{what} of topk"] = round(ms[name, what] / ms["topk", what], 2)
+      row[f"{what} ms"] = round(ms[name, k, what], 3)
+      row[f"{what} of topk"] = round(ms[name, k, what] / ms[*plain, what], 2)
     yield row | about
 
 
-def programs(name: str, options: dict, wanted):
+def programs(name: str, k: int, options: dict, wanted):
   """({what: a function without arguments}, {choices, router MFLOP}) of a router."""
   import functools  # noqa: PLC0415
 
@@ -62,7 +67,7 @@ def programs(name: str, options: dict, wanted):
   from moejax.layers import experts, moe  # noqa: PLC0415
 
   N, D, E, F = (options[key] for key in ("tokens", "width", "experts", "hidden"))
-  cfg, draw = balance.router(name, options["k"]), np.random.default_rng(0)
+  cfg, draw = balance.router(name, k), np.random.default_rng(0)
   module, inputs = plugin.module(cfg), seen(draw, N, D, E)
   if hasattr(module, "init_carry"):
     inputs = inputs.replace(carry=module.init_carry(cfg, N))
@@ -73,7 +78,8 @@ def programs(name: str, options: dict, wanted):
   variables = drawn.variables(lambda: module.Router(cfg).init(inputs.key, inputs), draw, 0.1)
   shapes = {"wg_EDF": (E, D, F), "wu_EDF": (E, D, F), "wo_EFD": (E, F, D)}
   weights = {k: jnp.asarray(0.1 * draw.normal(size=s), jnp.float32) for k, s in shapes.items()}
-  forced_NK = None if hasattr(module, "choose") else jnp.asarray(choices(draw, N, E, cfg.k))
+  count = round(module.choices(cfg) if hasattr(module, "choices") else cfg.k)
+  forced_NK = None if hasattr(module, "choose") else jnp.asarray(choices(draw, N, E, count))
 
   def plan(params, x_ND, forced_NK):
     given = inputs.replace(x_ND=x_ND, forced_NK=forced_NK)
@@ -98,15 +104,14 @@ def programs(name: str, options: dict, wanted):
     "layer": lambda: functools.partial(
       jax.jit(jax.grad(layer, (0, 1, 2))), *given, weights, forced_NK
     ),
-    "step": lambda: step(cfg, dispatch, inputs, options),
+    "step": lambda: step(cfg, count, dispatch, inputs, options),
   }
   own = module.flops(cfg, D, E) if hasattr(module, "flops") else 2.0 * D * E
-  count = module.choices(cfg) if hasattr(module, "choices") else cfg.k
   about = {"choices": count, "router MFLOP": round(1e-6 * N * own, 2)}
   return {what: make[what]() for what in wanted}, about
 
 
-def step(cfg, dispatch, inputs, options):
+def step(cfg, count, dispatch, inputs, options):
   """A training step of a small decoder with a router, as a function that waits for its end."""
   import dataclasses  # noqa: PLC0415
   import types  # noqa: PLC0415
@@ -151,8 +156,8 @@ def step(cfg, dispatch, inputs, options):
   if hasattr(cfg, "width"):
     batch["cond_BTC"] = draw.normal(size=(B, T + 1, cfg.width)).astype(np.float32)
   if not hasattr(plugin.module(cfg), "choose"):
-    ids_MK = choices(draw, B * T * LAYERS, options["experts"], cfg.k)
-    batch["forced_BTLK"] = ids_MK.reshape(B, T, LAYERS, cfg.k)
+    ids_MK = choices(draw, B * T * LAYERS, options["experts"], count)
+    batch["forced_BTLK"] = ids_MK.reshape(B, T, LAYERS, count)
   kept = {"state": state}
 
   def once():
