@@ -242,11 +242,11 @@ class SoftPlan(flax.struct.PyTreeNode):
     """It is one."""
     return self
 
-  def slots(self):
+  def slots(self, *_):
     """A mixture has no token to put into a slot."""
     raise Wrong("this router mixes tokens instead of choosing some; use the dispatch 'einsum'.")
 
-  rows = weights_NE = slots
+  rows = weights_NE = local = slots
 
 
 def _columns(id_NK, value_NK, first, last):

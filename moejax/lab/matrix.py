@@ -161,22 +161,24 @@ def make_room(most: int = 50_000) -> bool:
   return full
 
 
+def mesh(devices: int):
+  """The mesh of a column; without axes one of one device, on which nothing is cut."""
+  sizes = DEVICES[devices] or {"data": 1}
+  kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), kinds, devices=jax.devices()[:devices])
+
+
 def measure(name: str, edits: tuple, dispatch: str, devices: int) -> Cell:
   """One cell."""
   if next(_calls) % 16 == 0:
     make_room()
-  here, error, ms = DEVICES[devices], {}, 0.0
-  # without axes: a mesh of one device, on which nothing is cut
-  mesh = jax.make_mesh(
-    tuple(here.values()) or (1,), tuple(here) or ("data",),
-    (jax.sharding.AxisType.Auto,) * max(len(here), 1), devices=jax.devices()[:devices],
-  )  # fmt: skip
+  error, ms, here = {}, 0.0, mesh(devices)
   try:
     want = oracle(name, edits)
-    with jax.set_mesh(mesh):
-      put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
-      x_ND = put(setup(name)[2].x_ND, P(tuple(here) or None))
-      params = jax.tree.map(put, weights(), axes.specs(weights(), mesh))
+    with jax.set_mesh(here):
+      put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(here, spec))
+      x_ND = put(setup(name)[2].x_ND, P(tuple(DEVICES[devices]) or None))
+      params = jax.tree.map(put, weights(), axes.specs(weights(), here))
       for dtype in DTYPES:
         got = outcome(name, edits, dispatch, dtype, x_ND, params)
         error[dtype] = difference(got, want)

@@ -3,14 +3,18 @@
 import functools
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 import moejax
 from moejax import cli
 from moejax.core import plugin
+from moejax.core.plan import SoftPlan
+from moejax.core.plugin import Wrong
 from moejax.lab import matrix
 from moejax.lab import matrix_page as pages
+from moejax.layers import experts
 
 ROOT = pathlib.Path(moejax.__file__).parents[1]
 
@@ -121,6 +125,19 @@ def test_a_name_of_nothing_is_refused(capsys):
   assert "routers has no 'topq'. Did you mean 'topk'?" in capsys.readouterr().err
   assert cli.main(["matrix", "--routers=topk", "--devices=3"]) == 2
   assert "there is no column of 3 devices; use 1, 8." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [n for n in plugin.names("dispatch") if n != "einsum"])
+@pytest.mark.parametrize("devices", matrix.DEVICES)
+def test_a_mixture_is_refused_while_it_is_traced(name, devices):
+  """By every dispatch but einsum, on a mesh as on one device."""
+  module, mixture_NEC = plugin.load("dispatch", name), np.ones((8, 4, 1), np.float32)
+  plan = SoftPlan(mixture_NEC, mixture_NEC, groups=8)
+  params = {"wg_EDF": (4, 2, 2), "wu_EDF": (4, 2, 2), "wo_EFD": (4, 2, 2)}
+  gated = experts.gated({leaf: np.ones(shape, np.float32) for leaf, shape in params.items()})
+  with jax.set_mesh(matrix.mesh(devices)):
+    with pytest.raises(Wrong, match="mixes tokens instead of choosing some; use the dispatch 'ein"):
+      jax.eval_shape(lambda x_ND: module.run(plan, x_ND, gated, module.Config()), np.ones((8, 2)))
 
 
 @functools.cache
