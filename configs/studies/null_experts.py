@@ -13,7 +13,7 @@ ARMS = {
     router=dict(name="top_p", k=9, threshold=0.7, renormalise=True),
     virtual=["zero"],
     shared=dict(hidden=32, gate="chosen"),
-    balance=dict(switch=dict(weight=0.025)),
+    balance=dict(switch=dict(weight=0.025, score="chosen")),
   ),
   # LongCat-Flash, with as many experts as the null arm has before it has learnt: 0.7 of 9 ids
   "identity": dict(
