@@ -123,10 +123,12 @@ def show(cell: matrix.Cell, notes: list[str]) -> str:
 
 def understand(text: str, at: tuple, notes: list[str]) -> matrix.Cell:
   """The inverse of show()."""
+  router, edits, dispatch, devices = at
+  cell = functools.partial(matrix.Cell, router, edits, dispatch, devices)
   if refused := re.fullmatch(r"refused \[(\d+)\]", text):
-    return matrix.Cell(*at, {}, refused=notes[int(refused[1]) - 1])
+    return cell({}, refused=notes[int(refused[1]) - 1])
   *errors, ms = re.findall(r"nan|inf|\d[\d.e+-]*", text)
-  return matrix.Cell(*at, dict(zip(matrix.DTYPES, map(float, errors), strict=True)), float(ms))
+  return cell(dict(zip(matrix.DTYPES, map(float, errors), strict=True)), float(ms))
 
 
 def read(text: str) -> dict[str, Section]:
@@ -169,6 +171,26 @@ def load(path) -> dict[str, Section]:
   """The sections of the page in a file, none where there is no such file."""
   path = pathlib.Path(path)
   return read(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def touched(sections: dict[str, Section]) -> list[tuple]:
+  """What to look at after a change: the cells of a changed router, edit or dispatch.
+
+  Few of them can show it: with and without slots, and one router for each K where the router is
+  the old one.
+  """
+  config = lambda name: plugin.load("routers", name).Config()
+  kind = {name: getattr(config(name), "k", name) for name in plugin.names("routers")}
+  first = {k: name for name, k in reversed(kind.items())}.values()
+  out = []
+  for name in kind:
+    section, now = sections.get(name, Section(name)), digests(name)
+    changed = {part for part in now if section.measured.get(part) != now[part]}
+    if name in first or f"routers/{name}" in changed:
+      for at in section.stale(matrix.product([name])):
+        if at[1] in ((), ("capacity",)) or changed & {f"edits/{edit}" for edit in at[1]}:
+          out.append(at)
+  return out
 
 
 def run(out="docs/conformance.md", routers=None, dispatches=None, devices=None, again=False) -> str:

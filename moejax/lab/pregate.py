@@ -43,7 +43,8 @@ def teacher(model, variables: dict, mask_of: dict) -> typing.Callable:
 
 def loss(params: dict, cfg, ctx, score_LNE) -> tuple[jax.Array, jax.Array]:
   """(sum of the distillation over valid tokens and layers, how often the router takes the best)."""
-  logit_NE = pregate.Shared(cfg).apply({"params": params}, ctx)["logit_NU"]
+  found = typing.cast(dict, pregate.Shared(cfg).apply({"params": params}, ctx))
+  logit_NE = found["logit_NU"]
   valid_N = jnp.ones(len(logit_NE), bool) if ctx.valid_N is None else ctx.valid_N
   each_LN = jax.vmap(pregate.distillation, in_axes=(None, 0))(logit_NE, score_LNE)
   right_LN = score_LNE.argmax(2) == logit_NE.argmax(1)[None]

@@ -16,6 +16,8 @@ from moejax.lab import matrix
 from moejax.lab import matrix_page as pages
 from moejax.layers import experts
 
+ROUTERS = plugin.names("routers")
+FIRST = ("base", "biased_topk", "dense_to_sparse", "expert_choice", "soft")  # one for each K
 ROOT = pathlib.Path(moejax.__file__).parents[1]
 
 
@@ -108,6 +110,28 @@ def test_only_what_a_change_touches_is_measured_again(small, tmp_path, monkeypat
   assert done() == [("topk", ("skip",), "dense", 1), ("topk", ("skip",), "sort", 1)]
   sums["routers/topk"] = "changed0"
   assert len(done()) == 4 and done() == []
+
+
+def test_few_cells_are_tried_after_a_change(monkeypatch):
+  """Of a page that is up to date none; of a changed dispatch those of one router for each K."""
+  right, sums = pages.digests, {}
+  monkeypatch.setattr(pages, "digests", lambda name: right(name) | sums)
+  all_of = lambda name: [matrix.Cell(*at, {}, refused="so") for at in matrix.product([name])]
+  measured = {name: pages.Section(name, all_of(name), right(name)) for name in ROUTERS}
+  assert pages.touched(measured) == []
+  sums["dispatch/sort"] = "changed0"
+  found = pages.touched(measured)
+  assert {at[0] for at in found} == {*FIRST} and {at[2] for at in found} == {"sort"}
+  assert {at[1] for at in found} == {(), ("capacity",)} and len(found) == len(FIRST) * 2 * 2
+  sums.clear()
+  measured["topk"].measured["routers/topk"] = "other000"
+  assert {at[0] for at in pages.touched(measured)} == {"topk"}
+  measured.pop("hash")
+  assert {at[0] for at in pages.touched(measured)} == {"topk", "hash"}
+  sums["edits/skip"] = "changed0"
+  assert {at[1] for at in pages.touched(measured) if at[0] == FIRST[0]} == {
+    ("skip",), ("capacity", "skip"),
+  }  # fmt: skip
 
 
 def test_a_page_that_was_cut_off_goes_on(small, tmp_path, monkeypatch):
