@@ -1,4 +1,4 @@
-"""What a trained run chooses on held-out text, token by token."""
+"""What a trained run chooses on held-out text, token by token, and what it does without."""
 
 import contextlib
 import itertools
@@ -50,3 +50,37 @@ def choices(path, batches: int = 4) -> Choices:
   return Choices(
     np.concatenate(loss), np.concatenate(valid), np.concatenate(expert, axis=1), experts
   )
+
+
+def without_the_best(path, parts, batches: int = 2) -> list[float]:
+  """The loss of the run in a folder where every token has to do without its best experts.
+
+  For each of `parts`: in every layer, that part of the experts, those most probable to the token,
+  are out of its reach, and it takes the next ones with their own gates. The layers are forced from
+  below, so that each decides on what the layers below it gave. Its MoE layers are alike and have
+  nothing but a k, an order of logits, and experts. A part of 0 is the run itself.
+  """
+  trained = restore.load(path)
+  score = scoring.Score(trained, taps=("expert_NK", "logit_NU"))
+  ffn = trained.cfg.model.layers[0].ffn
+  reading = trained.corpus.batches("validation", trained.cfg.train.batch_size, epochs=1)
+  with contextlib.closing(reading):
+    found = list(itertools.islice(reading, batches))
+  return [
+    _loss_without(score, found, round(part * ffn.num_experts), ffn.router.k) for part in parts
+  ]
+
+
+def _loss_without(score, found, best: int, k: int) -> float:
+  total, count = 0.0, 0
+  for batch in found:
+    forced_BTLK = scoring.free(score.run, len(batch["token_BT"]), k)
+    for i in range(forced_BTLK.shape[2]):
+      seen = score({**batch, "forced_BTLK": forced_BTLK})
+      logit_NU = seen["layers"][f"layer_{i:03d}"]["logit_NU"]
+      next_NK = np.argsort(-logit_NU, axis=1, kind="stable")[:, best : best + k]
+      forced_BTLK[:, :, i] = next_NK.reshape(*forced_BTLK.shape[:2], k)
+    seen = score({**batch, "forced_BTLK": forced_BTLK})
+    total += float(np.sum(seen["loss_BT"], where=seen["valid_BT"], dtype=np.float64))
+    count += int(seen["valid_BT"].sum())
+  return total / count

@@ -4,6 +4,9 @@ Run:    python -m experiments.study deepseekmoe_granularity [--workers=2]
 Expect: a lower loss the finer the experts. An arm m2_s1 has experts of half the width, twice as
         many of them, and one of the active ones shared; parameters and FLOPs stay. Coarser experts
         are a few units wider for what the finest router costs, rounded up in their favour.
+        The table also says by how much the loss rises where an eighth or a quarter of the experts,
+        those most probable to a token, are out of its reach: the less one expert can stand in for
+        another, the more; the paper finds finer experts with a shared one to be the least alike.
 """
 
 from configs.base import decoder, merge

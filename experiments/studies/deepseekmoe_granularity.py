@@ -1,19 +1,23 @@
 """Do finer experts make a better model at equal parameters and active FLOPs?"""
 
 from configs.studies.deepseekmoe_granularity import ARMS
-from experiments import verdicts
+from experiments import heldout, verdicts
 
 CLAIM = (
   "At equal parameters and active FLOPs, cutting every expert into four slices lowers the held-out"
   " loss, with a shared slice and without."
 )
+MASKED = (0.125, 0.25)  # of the routed experts, those most probable to a token, taken out of reach
 EQUAL = 0.01  # of the FLOPs of the arm without slices
 
 
 def measure(run) -> dict:
-  """One row of the table, from a finished run."""
+  """One row of the table, from a finished run; rises are of the loss where experts are masked."""
+  free, *masked = heldout.without_the_best(run.path, (0.0, *MASKED))
+  rises = {f"rise_{part}": loss - free for part, loss in zip(MASKED, masked, strict=True)}
   return {
     "loss": run.last("loss", "eval"),
+    **rises,
     "max_vio": run.layer_mean("max_vio"),
     "flops_per_token": run.environment["flops_per_token"],
     "parameters": run.environment["parameters"]["total"],
