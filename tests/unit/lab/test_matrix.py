@@ -17,7 +17,7 @@ from moejax.lab import matrix_page as pages
 from moejax.layers import experts
 
 ROUTERS = plugin.names("routers")
-FIRST = ("base", "biased_topk", "dense_to_sparse", "expert_choice", "soft")  # one for each K
+FIRST = ("base", "biased_topk", "dense_to_sparse", "depth_averaged", "expert_choice", "soft")
 ROOT = pathlib.Path(moejax.__file__).parents[1]
 
 
