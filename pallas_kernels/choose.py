@@ -20,9 +20,9 @@ import re
 from pallas_kernels import target
 
 ORDER = {  # without a measurement; what an operation does not have is skipped
-  "cpu": ("xla",),
-  "gpu": ("mosaic_gpu", "triton", "ragged", "xla"),
-  "tpu": ("tpu", "ragged", "xla"),
+  "cpu": ("xla", "composed"),
+  "gpu": ("mosaic_gpu", "triton", "ragged", "composed", "xla"),
+  "tpu": ("tpu", "ragged", "composed", "xla"),
 }
 KERNELS = ("mosaic_gpu", "triton", "tpu")  # which the compiler cannot cut over devices
 FAR = 6.0  # octaves, over all sizes together, beyond which a measurement says nothing
