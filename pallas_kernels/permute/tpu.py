@@ -42,7 +42,7 @@ def _rows(interpret, x_ND, token_M):
     kernel,
     "permute",
     jnp.clip(token_M, 0, N - 1),
-    tpu_rows.words(x_ND),
+    tpu_rows.words(x_ND, interpret),
     b,
     [(used_T1b, pl.BlockSpec((1, 1, b), lambda i: (i, 0, 0)))],
     [(jax.ShapeDtypeStruct((M, D), dtype), pl.BlockSpec((b, D), lambda i: (i, 0)))],
@@ -62,7 +62,7 @@ def tokens(y_MD, gate_M, row_NK, interpret=False):
 
 def _tokens(gated, interpret, y_MD, gate_M, row_NK):
   gate_NK = gate_M.at[row_NK].get(mode="fill", fill_value=0) if gated else None
-  words, D = tpu_rows.words(y_MD), y_MD.shape[1]
+  words, D = tpu_rows.words(y_MD, interpret), y_MD.shape[1]
   return sums(words, row_NK, D, y_MD.dtype, gate_NK, interpret)
 
 
@@ -128,7 +128,7 @@ def _d_tokens(interpret, dy_ND, y_MD, gate_M, token_M):
     kernel,
     "unpermute_gradient",
     jnp.clip(token_M, 0, N - 1),
-    tpu_rows.words(dy_ND),
+    tpu_rows.words(dy_ND, interpret),
     b,
     [(numbers(token_M >= 0), lanes), (numbers(gate_M), lanes), (y_MD, wide)],
     [
