@@ -51,14 +51,11 @@ def heuristic(part: str, shape: dict, itemsize: int = 2, weight: int | None = No
   Tiles(rows=256, inputs=1024, outputs=512)
   """
   chip = CHIPS.get(target.kind(), ANY)
-  rows, outputs = chip.edge, shape["O"]
-  if rows < 256 and 4 * rows * shape["E"] < shape["M"]:
-    rows *= 2
-  rows = min(rows, -(-shape["M"] // 16) * 16)
+  rows, outputs = row_tile(shape, chip), shape["O"]
   cores = min(chip.cores, -(-outputs // 128))
   best, least = None, math.inf
-  for at_once in [shape["I"]] if weight else _parts(shape["I"]):
-    for out in _parts(outputs):
+  for at_once in [shape["I"]] if weight else parts(shape["I"]):
+    for out in parts(outputs):
       tile = Tiles(rows, at_once, out)
       fits = vmem(part, tile, itemsize, weight) <= chip.vmem and math.prod(tile) <= WORK
       if fits and -(-outputs // out) % cores == 0 and moved(part, tile, shape) < least:
@@ -68,10 +65,22 @@ def heuristic(part: str, shape: dict, itemsize: int = 2, weight: int | None = No
   return best
 
 
-def _parts(size: int) -> list[int]:
+def row_tile(shape: dict, chip: Chip) -> int:
+  """Rows of a tile: the edge of the matrix unit, or twice that if groups are long.
+
+  >>> row_tile({"M": 8192, "E": 8}, ANY), row_tile({"M": 20, "E": 8}, ANY)
+  (256, 32)
+  """
+  rows = chip.edge
+  if rows < 256 and 4 * rows * shape["E"] < shape["M"]:
+    rows *= 2
+  return min(rows, -(-shape["M"] // 16) * 16)
+
+
+def parts(size: int) -> list[int]:
   """Sizes of equal parts, in whole lanes, from the whole to what one matrix unit takes.
 
-  >>> _parts(768), _parts(5)
+  >>> parts(768), parts(5)
   ([768, 384, 256, 128], [5])
   """
   parts = {-(-size // n // 128) * 128 for n in range(1, size // 128 + 1)}

@@ -150,7 +150,9 @@ def tile(K: int, D: int, dtype) -> int:
   size = 2 if tpu_rows.packs(dtype, D) else 4
   fits = ROOM // (K * D * size)
   if fits < 16:
-    raise NotImplementedError(f"{K} rows of {D} numbers for each of 16 tokens; {ROOM} bytes are done")
+    raise NotImplementedError(
+      f"{K} rows of {D} numbers for each of 16 tokens; {ROOM} bytes are done"
+    )
   return min(MOST, 1 << int(math.log2(fits)))
 
 
