@@ -39,14 +39,14 @@ def heuristic(name: str, shape: dict, itemsize: int = 2) -> Tiles:
   """
   chip, part = CHIPS.get(target.kind(), ANY), PARTS[name]
   rows, cores = row_tile(shape, chip), min(chip.cores, -(-shape["O"] // 128))
-  best, least = None, math.inf
+  best, least = None, (True, math.inf)
   for inputs in _parts(shape["I"], part.words == "inputs", part.by_group):
     for outputs in _parts(shape["O"], part.words == "outputs", True):
       tile = Tiles(rows, inputs, outputs)
       fits = vmem(name, tile, itemsize) <= chip.vmem and part.matrices * math.prod(tile) <= WORK
-      even = -(-shape["O"] // outputs) % cores == 0
-      if fits and even and moved(name, tile, shape) < least:
-        best, least = tile, moved(name, tile, shape)
+      cost = (-(-shape["O"] // outputs) % cores > 0, moved(name, tile, shape))
+      if fits and cost < least:
+        best, least = tile, cost
   if best is None:
     raise NotImplementedError(f"{name}: no tile of {rows} rows fits the VMEM of {target.kind()}")
   return best
@@ -61,13 +61,15 @@ def _parts(size: int, in_words: bool, cut: bool) -> list[int]:
 
 
 def vmem(name: str, tile: Tiles, itemsize: int) -> int:
-  """Bytes: what comes and goes twice, as it overlaps the work, words once more as numbers."""
+  """Bytes: what comes and goes twice, as it overlaps the work, and words once more as numbers."""
   part, (rows, inputs, outputs) = PARTS[name], tile
   wide = {"inputs": part.inputs * rows * inputs, "outputs": part.outputs * rows * outputs}
-  matrix = inputs * outputs
-  twice = sum(wide.values()) + part.matrices * matrix
+  twice, matrix = sum(wide.values()) * itemsize, inputs * outputs
+  if part.words:
+    paired = itemsize if getattr(tile, part.words) % tpu_rows.GROUP == 0 else 4
+    twice += wide[part.words] * (paired - itemsize / 2)
   sums = part.sums * (matrix if part.by_group else rows * outputs)
-  return itemsize * (2 * twice + wide.get(part.words, 0)) + 4 * sums
+  return int(2 * twice + 2 * part.matrices * matrix * itemsize + 4 * sums)
 
 
 def moved(name: str, tile: Tiles, shape: dict) -> int:

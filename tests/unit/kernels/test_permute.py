@@ -133,7 +133,10 @@ TOKEN, ROW = jnp.array([1, 0, -1, 1]), jnp.array([[1, 4], [0, 3]])
 @pytest.mark.parametrize(
   "call, told",
   [
-    (lambda: op.permute(jnp.ones((3, 2)), TOKEN, ROW), "x_ND is \\[3, 2\\] beside tables of 4 rows"),
+    (
+      lambda: op.permute(jnp.ones((3, 2)), TOKEN, ROW),
+      "x_ND is \\[3, 2\\] beside tables of 4 rows",
+    ),
     (lambda: op.permute(jnp.ones(2), TOKEN, ROW), "they need 2, 1, 2"),
     (lambda: op.unpermute(jnp.ones((3, 2)), jnp.ones(4), TOKEN, ROW), "y_MD is \\[3, 2\\] beside"),
     (lambda: op.unpermute(jnp.ones((4, 2)), jnp.ones(3), TOKEN, ROW), "gates for 4 rows"),
