@@ -6,9 +6,31 @@ import jax.numpy as jnp
 from pallas_kernels import choose
 from pallas_kernels.routing import rule as rules
 from pallas_kernels.routing.rule import Rule
-from pallas_kernels.routing.xla import sort, top_k
 
 __all__ = ["Rule", "route", "sort", "top_k"]
+
+
+def top_k(score_NE, k: int, *, implementation: str | None = None) -> jax.Array:
+  """The ids of the k highest scores, the lower id first among equals. They have no gradient.
+
+  >>> top_k(jnp.array([[.1, .6, .3, .6]]), 3).tolist()
+  [[1, 3, 2]]
+  """
+  (N, E), score_NE = score_NE.shape, jax.lax.stop_gradient(score_NE)
+  how = {"shape": {"N": N, "E": E, "K": k}, "implementation": implementation}
+  return choose.call("routing", "top_k", score_NE, k, dtype=score_NE.dtype, **how)
+
+
+def sort(expert_M, num_experts: int, *, implementation: str | None = None) -> tuple:
+  """(order_M, place_M, size_E): rows by expert and in their order within one, where each went.
+
+  Rows of expert `num_experts` are those of none: they come last and are counted nowhere.
+
+  >>> [a.tolist() for a in sort(jnp.array([2, 0, 1, 0]), 2)]
+  [[1, 3, 2, 0], [3, 0, 2, 1], [2, 1]]
+  """
+  how = {"shape": {"M": len(expert_M), "E": num_experts}, "implementation": implementation}
+  return choose.call("routing", "sort", expert_M, num_experts, dtype=expert_M.dtype, **how)
 
 
 def route(logit_NE, rule: Rule, bias_E=None, valid_N=None, *, implementation: str | None = None):

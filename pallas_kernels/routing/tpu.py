@@ -5,6 +5,9 @@ block the row of a token within its expert is a product of matrices: a triangle 
 0-1 table of choices, exact in float32. Where an expert's rows begin is known only after the last
 block, so that a second kernel adds it: as many comparisons as a choice, where a gather from a small
 table would cost far more.
+
+A layer whose ids are changed between choice and dispatch uses the two halves: `top_k`, and `sort`,
+in which rows lie along lanes, so that the table of choices stands on its head.
 """
 
 import functools
@@ -19,16 +22,14 @@ from pallas_kernels.routing.rule import Rule
 
 TOKENS = 128  # of a block
 LANES = 128
+ROWS = 256  # of a block of `sort`
 MOST = {"experts": 1024, "choices": 16}
 
 
 def route(logit_NE, bias_E, valid_N, rule: Rule, interpret=False):
   """(expert_NK, gate_NK, place_NK, size_E); of a token that is not valid -1, 0 and M = N * K."""
   N, E = logit_NE.shape
-  if E > MOST["experts"] or rule.k > MOST["choices"]:
-    raise NotImplementedError(f"{rule.k} choices of {E} experts; {MOST} at most are done")
-  if N * rule.k >= 2**24:
-    raise NotImplementedError(f"{N * rule.k} rows; float32 counts fewer than 2^24")
+  _check(E, rule.k, N * rule.k)
   blocks, width = -(-N // TOKENS), -(-E // LANES) * LANES
   rest = ((0, blocks * TOKENS - N), (0, width - E))
   logit_NW = jnp.pad(logit_NE.astype(jnp.float32), rest)
@@ -65,6 +66,110 @@ def route(logit_NE, bias_E, valid_N, rule: Rule, interpret=False):
   )(expert_NK, rank_NK, first_1W)
   size_E = size_1W[0, :E].astype(jnp.int32)
   return expert_NK[:N], gate_NK[:N].astype(logit_NE.dtype), place_NK[:N], size_E
+
+
+def _check(E, K, M):
+  if E > MOST["experts"] or K > MOST["choices"]:
+    raise NotImplementedError(f"{K} choices of {E} experts; {MOST} at most are done")
+  if M >= 2**24:
+    raise NotImplementedError(f"{M} rows; float32 counts fewer than 2^24")
+
+
+def top_k(score_NE, k: int, interpret=False):
+  """The ids of the k highest scores, the lower one first among equals; NaN counts as infinity."""
+  N, E = score_NE.shape
+  _check(E, k, N * k)
+  if score_NE.dtype not in (jnp.float32, jnp.bfloat16):
+    raise NotImplementedError(f"scores are {score_NE.dtype}; float32 and bfloat16 are done")
+  blocks, width = -(-N // TOKENS), -(-E // LANES) * LANES
+  score_NW = jnp.pad(score_NE, ((0, blocks * TOKENS - N), (0, width - E)))
+
+  def kernel(score_ref, expert_ref):
+    score_NW = score_ref[...].astype(jnp.float32)
+    score_NW = jnp.where(jnp.isnan(score_NW), jnp.inf, score_NW)
+    id_NW = lax.broadcasted_iota(jnp.int32, score_NW.shape, 1)
+    open_NW, ids = id_NW < E, []
+    for _choice in range(k):
+      id_N1 = _argmax(score_NW, open_NW, id_NW)
+      open_NW = open_NW & (id_NW != id_N1)
+      ids.append(id_N1.astype(jnp.float32))
+    expert_ref[...] = _columns(ids).astype(jnp.int32)
+
+  return pl.pallas_call(
+    kernel,
+    grid=(blocks,),
+    in_specs=[pl.BlockSpec((TOKENS, width), lambda i: (i, 0))],
+    out_specs=pl.BlockSpec((TOKENS, k), lambda i: (i, 0)),
+    out_shape=jax.ShapeDtypeStruct((blocks * TOKENS, k), jnp.int32),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+    interpret=interpret,
+    name="routing_top_k",
+  )(score_NW)[:N]
+
+
+def sort(expert_M, num_experts: int, interpret=False):
+  """(order_M, place_M, size_E): rows by expert and in their order within one, where each went.
+
+  The order is that of expert and row in one integer, sorted by the compiler; where each row went
+  and how many an expert has would be a scatter each, and are counted instead.
+  """
+  M, U = len(expert_M), num_experts + 1  # the last one is nobody
+  _check(num_experts, 1, M)
+  if U * M >= 2**31:
+    raise NotImplementedError(f"{M} rows of {U} experts; one integer of 32 bits holds both")
+  expert_M, b = expert_M.astype(jnp.int32), ROWS
+  blocks, height = -(-M // b), -(-U // 16) * 16
+  expert_T1b = jnp.pad(expert_M, (0, blocks * b - M), constant_values=height).reshape(blocks, 1, b)
+
+  def table(expert_ref):
+    """Which expert a row has, [experts, rows]."""
+    return lax.broadcasted_iota(jnp.int32, (height, b), 0) == expert_ref[0]
+
+  def ranks(expert_ref, rank_ref, size_ref):
+    @pl.when(pl.program_id(0) == 0)
+    def _():
+      size_ref[...] = jnp.zeros_like(size_ref)
+
+    is_Ub = table(expert_ref)
+    hit_Ub = jnp.where(is_Ub, 1.0, 0.0)
+    at = lambda axis: lax.broadcasted_iota(jnp.int32, (b, b), axis)
+    before_bb = jnp.where(at(0) < at(1), 1.0, 0.0).astype(jnp.bfloat16)
+    met_Ub = jnp.dot(hit_Ub.astype(jnp.bfloat16), before_bb, preferred_element_type=jnp.float32)
+    met_Ub += size_ref[...]
+    rank_ref[0] = jnp.sum(jnp.where(is_Ub, met_Ub, 0.0), axis=0, keepdims=True).astype(jnp.int32)
+    size_ref[...] += jnp.sum(hit_Ub, axis=1, keepdims=True)
+
+  def places(expert_ref, rank_ref, first_ref, place_ref):
+    first_Ub = jnp.where(table(expert_ref), first_ref[...], 0.0)
+    first_1b = jnp.sum(first_Ub, axis=0, keepdims=True)
+    place_ref[0] = rank_ref[0] + first_1b.astype(jnp.int32)
+
+  lanes = pl.BlockSpec((1, 1, b), lambda i: (i, 0, 0))
+  whole = pl.BlockSpec((height, 1), lambda i: (0, 0))
+  in_lanes = jax.ShapeDtypeStruct((blocks, 1, b), jnp.int32)
+  rank_T1b, size_U1 = pl.pallas_call(
+    ranks,
+    grid=(blocks,),
+    in_specs=[lanes],
+    out_specs=[lanes, whole],
+    out_shape=[in_lanes, jax.ShapeDtypeStruct((height, 1), jnp.float32)],
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+    interpret=interpret,
+    name="routing_ranks",
+  )(expert_T1b)
+  place_T1b = pl.pallas_call(
+    places,
+    grid=(blocks,),
+    in_specs=[lanes, lanes, whole],
+    out_specs=lanes,
+    out_shape=in_lanes,
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+    interpret=interpret,
+    name="routing_sorted",
+  )(expert_T1b, rank_T1b, jnp.cumsum(size_U1, axis=0) - size_U1)
+  row_M = jnp.arange(M, dtype=jnp.int32)
+  order_M = jnp.sort(expert_M * M + row_M) % M
+  return order_M, place_T1b.ravel()[:M], size_U1[:num_experts, 0].astype(jnp.int32)
 
 
 def _places(unused, expert_ref, rank_ref, first_ref, place_ref):

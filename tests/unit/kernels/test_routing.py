@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,19 @@ def test_devices_choose_for_their_own_tokens():
   assert "all-gather" not in program.as_text()
 
 
-@pytest.mark.parametrize("module", [xla, library])
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "last_bits", "masked"])
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_tpu_chooses_the_same_scores(k, kind):
+  score_NE = scores((150, 130), kind)
+  got_NK = IN_TPU_TOP_K(score_NE, k)
+  np.testing.assert_array_equal(got_NK, jax.lax.top_k(score_NE, k)[1])
+
+
+IN_TPU_TOP_K = jax.jit(functools.partial(tpu.top_k, interpret=True), static_argnums=1)
+IN_TPU = types.SimpleNamespace(sort=functools.partial(tpu.sort, interpret=True))
+
+
+@pytest.mark.parametrize("module", [xla, library, IN_TPU], ids=["xla", "library", "tpu"])
 @pytest.mark.parametrize(("M", "E"), [(9, 3), (2048, 4), (2100, 7), (2500, 40), (6, 40)])
 def test_rows_are_sorted_as_by_a_stable_sort(module, M, E):
   expert_M = np.random.default_rng(0).integers(0, E + 1, M)  # E: of none
@@ -184,6 +197,23 @@ def test_the_kernels_compile_for_a_tpu(chip, model):
   program = aot.compile(route, *shapes(case), mesh=aot.mesh(chip))
   assert set(program.kernels) == {"routing", "routing_places"}
   assert program.temporary <= 4 * 8192 * (max(case.E, 128) + 5 * 128)
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing()))
+@pytest.mark.parametrize("model", cases.MODELS)
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_so_do_its_halves(chip, model):
+  """What a layer uses; only the order is sorted, and nothing is scattered."""
+  (E, rule, _), N = cases.MODELS[model], 8192
+
+  def halves(score_NE):
+    expert_NK = op.top_k(score_NE, rule.k)
+    return op.sort(expert_NK.ravel(), E)
+
+  program = aot.compile(halves, jax.ShapeDtypeStruct((N, E), jnp.float32), mesh=aot.mesh(chip))
+  assert program.kernels == ["routing_top_k", "routing_ranks", "routing_sorted"]
+  assert "scatter" not in program.text
 
 
 @pytest.mark.aot
