@@ -42,7 +42,7 @@ def swiglu(
     raise NotImplementedError("there is nothing to do")
   permute.tile(K, D, x_ND.dtype)  # refuses what does not fit
   tile = tile or {
-    name: heuristic(name, _shape(name, M, E, D, F), x_ND.dtype.itemsize) for name in PARTS
+    name: heuristic(name, sizes(name, M, E, D, F), x_ND.dtype.itemsize) for name in PARTS
   }
   return _swiglu(
     tuple(sorted(tile.items())), interpret, x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, row_NK,
@@ -50,10 +50,10 @@ def swiglu(
   )  # fmt: skip
 
 
-def _shape(name: str, M, E, D, F) -> dict:
+def sizes(name: str, M, E, D, F) -> dict:
   """The sizes of a pass: inputs I are what is summed over, or the rows of a matrix that comes out.
 
-  >>> _shape("d_hidden", 64, 2, 5, 7)
+  >>> sizes("d_hidden", 64, 2, 5, 7)
   {'M': 64, 'E': 2, 'I': 5, 'O': 7}
   """
   wide = name in ("gate_up", "d_hidden", "d_gate_up")

@@ -16,13 +16,14 @@ class Part(typing.NamedTuple):
   sums: int  # float32 tiles of a result, before it is finished
   words: str = ""  # the side that comes or goes as words of single rows: inputs or outputs
   by_group: bool = False  # the matrices are what comes out
+  fetched: bool = True  # words come, one row at a time; else they go
 
 
 PARTS = {
   "gate_up": Part(1, 3, 2, 3, "inputs"),  # x -> gate, up, their product
-  "down": Part(1, 1, 1, 2, "outputs"),
+  "down": Part(1, 1, 1, 2, "outputs", fetched=False),
   "d_hidden": Part(1, 5, 1, 6, "inputs"),  # dy; gate, up -> d gate, d up, the product again
-  "d_rows": Part(2, 1, 2, 2, "outputs"),  # d gate, d up -> dx
+  "d_rows": Part(2, 1, 2, 2, "outputs", fetched=False),  # d gate, d up -> dx
   "d_gate_up": Part(1, 2, 2, 4, "inputs", True),  # x; d gate, d up -> both matrices
   "d_down": Part(1, 1, 1, 2, "outputs", True),
 }

@@ -83,12 +83,16 @@ def markdown(table: list[dict]) -> str:
   return "\n".join([*head, *(line(row.values()) for row in table)])
 
 
+def replace(page: str, begin: str, end: str, table: list[dict]) -> None:
+  """Puts a table between the two marks of a page."""
+  path = pathlib.Path(page)
+  before, rest = path.read_text().split(begin)
+  path.write_text(f"{before}{begin}\n\n{markdown(table)}\n\n{end}{rest.split(end)[1]}")
+
+
 def main(page: str, *chips: str) -> None:
   """Replaces what is between the two marks of a page."""
-  path = pathlib.Path(page)
-  before, rest = path.read_text().split(BEGIN)
-  table = markdown(list(rows(chips or tuple(aot.CHIPS))))
-  path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}")
+  replace(page, BEGIN, END, list(rows(chips or tuple(aot.CHIPS))))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from moejax.dispatch import sort
 from moejax.layers import moe
 from moejax.routers import topk
 from pallas_kernels import aot
+from pallas_kernels.expert_ffn import tpu_tiles as ffn_tiles
 from pallas_kernels.grouped_matmul import cases, tpu, tpu_aot, tpu_tiles
 
 pytestmark = [
@@ -78,22 +79,28 @@ def test_weights_of_8_bits_compile(chip, dtype, blocks, rows):
   assert program.temporary < lanes + 8 * 2**20  # the weights are nowhere wide
 
 
-def test_a_layer_compiled_for_a_v5p_has_the_kernels_of_a_tpu():
-  """The machine of the context mesh decides, not the one that compiles."""
+def layer_for_a_v5p(dtype):
+  """The program of a layer's gradients; its parameters are float32, and cut to `dtype`."""
   layer = moe.Layer(moe.Config(topk.Config(), sort.Config(), 8, 512))
-  x_ND = jax.ShapeDtypeStruct((1024, 256), jnp.bfloat16)
-  ctx = RouterInputs(seq_len=512)
+  x_ND, ctx = jax.ShapeDtypeStruct((1024, 256), jnp.float32), RouterInputs(seq_len=512)
   variables = jax.eval_shape(layer.init, jax.random.key(0), x_ND, ctx)
 
   def grads(variables, x_ND):
     def loss(params, x_ND):
-      params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+      params = jax.tree.map(lambda p: p.astype(dtype), params)
       y_ND = layer.apply({**variables, "params": params}, x_ND, ctx)[0]
       return jnp.sum(y_ND.astype(jnp.float32))
 
     return jax.grad(loss, (0, 1))(variables["params"], x_ND)
 
-  program = aot.compile(grads, variables, x_ND, mesh=aot.mesh("v5p"))
-  assert {f"grouped_matmul_{part}" for part in tpu_aot.PASSES} <= set(program.kernels)
+  return aot.compile(grads, variables, x_ND.update(dtype=dtype), mesh=aot.mesh("v5p"))
+
+
+def test_a_layer_compiled_for_a_v5p_has_the_kernels_of_a_tpu():
+  """The machine of the context mesh decides, not the one that compiles."""
+  program = layer_for_a_v5p(jnp.bfloat16)
+  assert {f"expert_ffn_{part}" for part in ffn_tiles.PARTS} <= set(program.kernels)
+  assert {"routing_top_k", "routing_ranks", "routing_sorted", "unpermute"} <= set(program.kernels)
+  assert not any("grouped_matmul" in name for name in program.kernels)
   assert "ragged_dot" not in program.text
   assert jax.default_backend() == "cpu"
