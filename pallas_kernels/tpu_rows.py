@@ -1,13 +1,15 @@
 """Single rows from HBM to VMEM, on TPUs: what gathers of tokens and sums over rows are made of.
 
 A copy can take one row of an array if its numbers have 32 bits; two rows of 16 bits share words. So
-numbers of bfloat16 are paired within their row beforehand: a group of 256 columns becomes 128 words,
-column j of the group below column 128 + j, whose halves a kernel parts again as whole registers.
+numbers of bfloat16 are paired within their row beforehand: 256 columns become 128 words, column j
+below column 128 + j, whose halves a kernel parts again as whole registers.
 Rows whose width is no multiple of 256 become float32 instead, twice as long.
 
 Ids come to a kernel tile by tile in SMEM, those of the next tile with them: while a tile is worked
 on, the rows of the next one are on their way. Nothing here has an order that could change a sum.
 """
+
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +117,81 @@ def fetch(id_11r, source, into, semaphore) -> None:
 def arrived(into, semaphore) -> None:
   """Waits until all of `into` is there: a semaphore counts bytes, whatever they came in."""
   pltpu.make_async_copy(into, into, semaphore).wait()
+
+
+class Fetched(typing.NamedTuple):
+  """Rows that are not there: row m is that of token_M[m], D numbers of a type as whole words."""
+
+  word_NW: jax.Array
+  token_M: jax.Array
+  D: int
+  dtype: typing.Any
+
+
+class Fetching(typing.NamedTuple):
+  """How a kernel of visits fetches them: b rows at a time, `width` of their numbers."""
+
+  rows: Fetched
+  b: int
+  width: int
+  visit: int  # the axis of the grid on which visits follow one another
+
+  def operands(self) -> list:
+    """(array, block) of the tokens of this visit, those of the next one, and the words.
+
+    The last scalars of the grid are the tiles of the visits.
+    """
+    tiles_ = -(-len(self.rows.token_M) // self.b)
+    token_M = jnp.clip(self.rows.token_M, 0, len(self.rows.word_NW) - 1).astype(jnp.int32)
+    token_T1b = by_tile(token_M, tiles_, self.b)
+
+    def tokens(ahead):
+      def at(*ids_and_map):
+        v, tile_V = ids_and_map[self.visit], ids_and_map[-1]
+        return tile_V[jnp.minimum(v + ahead, len(tile_V) - 1)], 0, 0
+
+      return pl.BlockSpec((1, 1, self.b), at, memory_space=pltpu.SMEM)
+
+    words = (self.rows.word_NW, pl.BlockSpec(memory_space=pl.ANY))
+    return [(token_T1b, tokens(0)), (token_T1b, tokens(1)), words]
+
+  def scratch(self) -> list:
+    """Words that come in, twice, their semaphores, and the rows themselves."""
+    words = self.rows.word_NW.dtype
+    two = pltpu.VMEM((2, self.b, self.width * self._share() // 2), words)
+    return [two, pltpu.SemaphoreType.DMA((2,)), pltpu.VMEM((self.b, self.width), self.rows.dtype)]
+
+  def _share(self) -> int:
+    return 1 if packs(self.rows.dtype, self.rows.D) else 2
+
+  def run(self, v, last_visit, block, tile_V, now, after, word_hbm, buffer, semaphore, x_bi):
+    """Fills x_bi at the first visit of a tile; its rows set out during the last visit before.
+
+    `block` is which `width` of their numbers.
+    """
+    here, following = tile_V[v], tile_V[jnp.minimum(v + 1, last_visit)]
+    width, slot = buffer.shape[2], here % 2
+
+    def source(n):
+      if self.rows.word_NW.shape[1] == width:
+        return word_hbm.at[pl.ds(n, 1)]
+      column = pl.multiple_of(block * width, LANES)
+      return word_hbm.at[pl.ds(n, 1), pl.ds(column, width)]
+
+    start = lambda ids, slot: fetch(ids, source, buffer.at[slot], semaphore.at[slot])
+
+    @pl.when(v == 0)
+    def _():
+      start(now, slot)
+
+    @pl.when(following != here)
+    def _():
+      start(after, 1 - slot)
+
+    @pl.when((v == 0) | (tile_V[jnp.maximum(v - 1, 0)] != here))
+    def _():
+      arrived(buffer.at[slot], semaphore.at[slot])
+      x_bi[...] = unpack(buffer[slot]).astype(x_bi.dtype)
 
 
 def column(a_1b):

@@ -1,18 +1,20 @@
-"""Gated expert FFNs in Pallas for TPUs: no rows are ever sorted in memory.
+"""Gated expert FFNs in Pallas for TPUs, which read rows from their tokens and sort none in memory.
 
   gate_up     x -> gate, up and silu(gate) * up * weight in one pass over the rows, which the kernel
               fetches from their tokens itself; both matrices stay in VMEM for all rows of an expert
   down        the matmul down; rows leave as words, so that the next kernel can fetch single ones
-  tokens      a token's K rows, added up in that order: permute/tpu.py
-  d_hidden    dy -> the gradients of gate and up, the hidden row again, and that of the weight, which
-              falls out of what is there; dy is fetched from the tokens
+  tokens      the K rows of a token, added up in that order: permute/tpu.py
+  d_hidden    dy -> the gradients of gate and up, the hidden row again, and that of the weight,
+              which falls out of what is there; dy is fetched from the tokens
   d_rows      those of gate and up -> dx in one pass; then `tokens` again
   d_gate_up   the gradients of both matrices in one pass over x, fetched from the tokens
   d_down      that of the matrix down; dy is fetched from the tokens
 
-A gate weighs the hidden row, not what comes out of it, so that no gate is looked up by token. Saved
-are gate and up before the activation. Rows of nobody are neither read nor written. All passes go by
-the map of pallas_kernels/tiles.py, and their grids are as long as the visits there are.
+Matrices that do not fit are cut into columns, and rows are fetched for each part; where that is too
+often, they are sorted once after all. A gate weighs the hidden row, not what comes out of it, so that
+no gate is looked up by token. Saved are gate and up before the activation. Rows of nobody are not
+read, and what is written there is read by nobody. All passes go by the map of tiles.py, and their
+grids are as long as the visits there are.
 """
 
 import functools
@@ -23,9 +25,9 @@ from jax.custom_batching import sequential_vmap
 
 from pallas_kernels import tpu_rows
 from pallas_kernels.expert_ffn import tpu_passes
-from pallas_kernels.expert_ffn.tpu_passes import Fetched
-from pallas_kernels.expert_ffn.tpu_tiles import PARTS, TURNED, heuristic
+from pallas_kernels.expert_ffn.tpu_tiles import PARTS, READERS, TURNED, heuristic, sorted_first
 from pallas_kernels.permute import tpu as permute
+from pallas_kernels.tpu_rows import Fetched
 
 
 def swiglu(
@@ -84,7 +86,7 @@ _swiglu.defvjp(_saving, _gradient)
 def _forward(tile, interpret, saves, x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, row_NK, size_E):
   """(y_ND,), and with `saves` also (g_MF, u_MF)."""
   D, dtype, by_rows = x_ND.shape[1], x_ND.dtype, _passes(tile, interpret, size_E, len(token_M))
-  x = Fetched(tpu_rows.words(x_ND, interpret), token_M, D, dtype)
+  x = _rows(x_ND, token_M, interpret, tile, wg_EDF.shape, "x")
 
   def hidden(products, _, weight_b1):
     g, u = products
@@ -101,10 +103,10 @@ def _backward(
   tile, interpret, x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, row_NK, size_E, g_MF, u_MF, dy_ND
 ):
   """Gradients of the five that have one."""
-  (N, D), M, dtype = x_ND.shape, len(token_M), x_ND.dtype
+  D, M, dtype = x_ND.shape[1], len(token_M), x_ND.dtype
   by_rows = _passes(tile, interpret, size_E, M)
-  x = Fetched(tpu_rows.words(x_ND, interpret), token_M, D, dtype)
-  dy = Fetched(tpu_rows.words(dy_ND, interpret), token_M, D, dtype)
+  x = _rows(x_ND, token_M, interpret, tile, wg_EDF.shape, "x again")
+  dy = _rows(dy_ND, token_M, interpret, tile, wg_EDF.shape, "dy")
 
   def hidden(products, beside, weight_b1):
     (d,), (g, u) = products, (a.astype(jnp.float32) for a in beside)
@@ -127,6 +129,14 @@ def _backward(
   dwg_EDF, dwu_EDF = by_group("d_gate_up", x, [dg_MF, du_MF], tile=tile["d_gate_up"])
   (dwo_EFD,) = by_group("d_down", h_MF, [dy], tile=tile["d_down"])
   return dx_ND, dwg_EDF, dwu_EDF, dwo_EFD, dgate_M.astype(gate_M.dtype)
+
+
+def _rows(x_ND, token_M, interpret, tile, weights: tuple, name):
+  """Rows of tokens for the passes that read them: fetched there, or sorted if that is too often."""
+  fetched = Fetched(tpu_rows.words(x_ND, interpret), token_M, x_ND.shape[1], x_ND.dtype)
+  (E, D, F), M = weights, len(token_M)
+  passes = {part: (tile[part], sizes(part, M, E, D, F)) for part in READERS[name]}
+  return permute.spread(fetched, interpret) if sorted_first(READERS[name], passes) else fetched
 
 
 def _passes(tile, interpret, size_E, M):

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import aot
 from pallas_kernels.expert_ffn import tpu, tpu_tiles
-from pallas_kernels.grouped_matmul import cases, tpu_aot, tpu_tiles as matmul_tiles
+from pallas_kernels.grouped_matmul import cases, tpu_aot
+from pallas_kernels.grouped_matmul import tpu_tiles as matmul_tiles
 
 BEGIN, END = "<!-- ffn_aot: begin -->", "<!-- ffn_aot: end -->"
 TOKENS, OWNERS = 16384, 8
@@ -51,6 +52,11 @@ def chosen(model: cases.Published, tokens: int = TOKENS) -> dict:
   return {name: (tpu_tiles.heuristic(name, shape), shape) for name, shape in sizes.items()}
 
 
+def sorts(passes: dict) -> list[str]:
+  """What is sorted beforehand after all."""
+  return [n for n, parts in tpu_tiles.READERS.items() if tpu_tiles.sorted_first(parts, passes)]
+
+
 def moved(model: cases.Published, tokens: int = TOKENS) -> tuple[int, int]:
   """Numbers between HBM and VMEM, forward and backward: as one operation, and as separate ones.
 
@@ -61,7 +67,9 @@ def moved(model: cases.Published, tokens: int = TOKENS) -> tuple[int, int]:
   M, N = tokens * K, tokens
   sums = M * D + N * D
   words = 3 * 2 * N * D  # of x, twice, and of dy
-  together = sum(tpu_tiles.moved(name, *how) for name, how in chosen(model, tokens).items())
+  passes = chosen(model, tokens)
+  together = sum(tpu_tiles.moved(name, *how) for name, how in passes.items())
+  together += 2 * M * D * len(sorts(passes))
 
   def matmul(part, I, O):
     shape = {"M": M, "E": E, "I": I, "O": O}
@@ -71,17 +79,6 @@ def moved(model: cases.Published, tokens: int = TOKENS) -> tuple[int, int]:
   of_y = 3 * M * D + matmul("d_lhs", D, F) + matmul("d_rhs", F, D) + 5 * M * F
   of_x = 2 * matmul("d_lhs", F, D) + 3 * M * D + 2 * matmul("d_rhs", D, F) + sums
   return together + 2 * sums + words, ahead + of_y + of_x
-
-
-def copies(tiles: dict) -> int:
-  """How many copies out of HBM a row takes by itself, forward and backward."""
-  many = 2  # the two sums over rows
-  for name, (tile, shape) in tiles.items():
-    part = tpu_tiles.PARTS[name]
-    if part.fetched:
-      down = -(-shape["I"] // tile.inputs) if part.by_group else 1
-      many += down * -(-shape["O"] // tile.outputs)
-  return many
 
 
 def rows(chips=tuple(aot.CHIPS), names=tuple(cases.MODELS)):
@@ -100,7 +97,7 @@ def rows(chips=tuple(aot.CHIPS), names=tuple(cases.MODELS)):
         "model": name,
         **{part: f"{of.rows} {of.inputs} {of.outputs}" for part, (of, _) in tiles.items()},
         "VMEM MiB": round(used / 2**20, 1),
-        "copies": copies(tiles),
+        "sorted": ", ".join(sorts(tiles)) or "-",
         "GiB moved": round(2 * one / GIB, 1),
         "apart": round(2 * many / GIB, 1),
         "forward ms": told(programs[0]),

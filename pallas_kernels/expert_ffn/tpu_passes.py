@@ -1,9 +1,9 @@
 """The two kinds of kernel that the passes of an expert FFN on TPUs are: by rows, and by group.
 
 As in grouped_matmul/tpu.py: visits of row tiles follow one another, by the map of tiles.py, and
-what stays the same from visit to visit stays in VMEM. What is new is that rows may be fetched one by one
-from an array of tokens, several matrices may meet the same rows, and the results are finished
-together before they leave.
+what stays the same from visit to visit stays in VMEM. What is new is that rows may be fetched one
+by one from an array of tokens, that several matrices may meet the same rows, and that the results
+are finished together before they leave.
 """
 
 import functools
@@ -18,83 +18,12 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import tiles, tpu_rows
 from pallas_kernels.expert_ffn.tpu_tiles import moved
 from pallas_kernels.grouped_matmul.tpu_tiles import Tiles, limit
-
-
-class Fetched(typing.NamedTuple):
-  """Rows that are not there: row m is that of token_M[m], D numbers of a type as whole words."""
-
-  word_NW: jax.Array
-  token_M: jax.Array
-  D: int
-  dtype: typing.Any
-
-
-class Fetching(typing.NamedTuple):
-  """How a kernel fetches them: b rows at a time, `width` of their numbers."""
-
-  rows: Fetched
-  b: int
-  width: int
-  visit: int  # the axis of the grid on which visits follow one another
-
-  def operands(self) -> list:
-    """(array, block) of the tokens of this visit, those of the next one, and the words."""
-    tiles_ = -(-len(self.rows.token_M) // self.b)
-    token_M = jnp.clip(self.rows.token_M, 0, len(self.rows.word_NW) - 1).astype(jnp.int32)
-    token_T1b = tpu_rows.by_tile(token_M, tiles_, self.b)
-
-    def tokens(ahead):
-      def at(*ids_and_map):
-        v, tile_V = ids_and_map[self.visit], ids_and_map[-1]
-        return tile_V[jnp.minimum(v + ahead, len(tile_V) - 1)], 0, 0
-
-      return pl.BlockSpec((1, 1, self.b), at, memory_space=pltpu.SMEM)
-
-    words = (self.rows.word_NW, pl.BlockSpec(memory_space=pl.ANY))
-    return [(token_T1b, tokens(0)), (token_T1b, tokens(1)), words]
-
-  def scratch(self) -> list:
-    """Words that come in, twice, their semaphores, and the rows themselves."""
-    words = self.rows.word_NW.dtype
-    two = pltpu.VMEM((2, self.b, self.width * self._share() // 2), words)
-    return [two, pltpu.SemaphoreType.DMA((2,)), pltpu.VMEM((self.b, self.width), self.rows.dtype)]
-
-  def _share(self) -> int:
-    return 1 if tpu_rows.packs(self.rows.dtype, self.rows.D) else 2
-
-  def run(self, v, last_visit, block, tile_V, now, after, word_hbm, buffer, semaphore, x_bi):
-    """Fills x_bi at the first visit of a tile; its rows set out during the last visit before.
-
-    `block` is which `width` of their numbers.
-    """
-    here, following = tile_V[v], tile_V[jnp.minimum(v + 1, last_visit)]
-    width, slot = buffer.shape[2], here % 2
-
-    def source(n):
-      if self.rows.word_NW.shape[1] == width:
-        return word_hbm.at[pl.ds(n, 1)]
-      column = pl.multiple_of(block * width, tpu_rows.LANES)
-      return word_hbm.at[pl.ds(n, 1), pl.ds(column, width)]
-
-    start = lambda ids, slot: tpu_rows.fetch(ids, source, buffer.at[slot], semaphore.at[slot])
-
-    @pl.when(v == 0)
-    def _():
-      start(now, slot)
-
-    @pl.when(following != here)
-    def _():
-      start(after, 1 - slot)
-
-    @pl.when((v == 0) | (tile_V[jnp.maximum(v - 1, 0)] != here))
-    def _():
-      tpu_rows.arrived(buffer.at[slot], semaphore.at[slot])
-      x_bi[...] = tpu_rows.unpack(buffer[slot]).astype(x_bi.dtype)
+from pallas_kernels.tpu_rows import Fetched, Fetching
 
 
 def by_rows(
   name: str,
-  rows: Fetched | list,
+  rows: Fetched | jax.Array | list,
   weights: list,
   finish: typing.Callable,
   *,
@@ -117,6 +46,7 @@ def by_rows(
   then the last result, [M].
   """
   fetched = isinstance(rows, Fetched)
+  rows = [rows] if isinstance(rows, jax.Array) else rows
   E, I, O = (weights[0].shape[at] for at in ((0, 2, 1) if turned else (0, 1, 2)))
   b, inputs, outputs = tile
   steps, blocks, tiles_ = -(-I // inputs), -(-O // outputs), -(-M // b)
@@ -139,10 +69,7 @@ def by_rows(
     first, last = first_V[v] - row, last_V[v] - row
 
     def product():
-      if fetched:
-        x_all = [scratch[2][...]]
-      else:
-        x_all = [x[...] for x in x_s]
+      x_all = [scratch[2][...]] if fetched else [x[...] for x in x_s]
       w_all = [w[0] for w in w_s]
       if I % inputs and not fetched:
         left = I - k * inputs
@@ -247,7 +174,7 @@ def _words(y_bo, packed: bool, like):
 def by_group(name: str, x, g_s: list, *, size_E, tile: Tiles, interpret=False) -> list:
   """dw[e] = sum over the rows of e of x[m] g[m], for each g; zeros for an expert without rows.
 
-  Either x or the one g may be fetched.
+  Either x, or g where there is one, may be fetched.
   """
   fetched = next((a for a in (x, *g_s) if isinstance(a, Fetched)), None)
   wide = lambda a: a.D if isinstance(a, Fetched) else a.shape[1]
@@ -270,8 +197,6 @@ def by_group(name: str, x, g_s: list, *, size_E, tile: Tiles, interpret=False) -
     if fetched:
       block = pl.program_id(1 if of_x else 0)
       fetching.run(v, last_visit, block, tile_V, *tokens, *scratch)
-    given = list(given)
-    if fetched:
       given.insert(0 if of_x else 1, scratch[2])
     x_bi, *g_all = given
 
@@ -325,13 +250,13 @@ def _taker(refs):
   return lambda n: [*left] if n is None else [next(left) for _ in range(n)]
 
 
-def _call(name_kernel, name, grid, scalars, given, results, scratch, cost, flops, interpret):
+def _call(kernel, name, grid, scalars, given, results, scratch, cost, flops, interpret):
   """A pallas_call in which columns may go to any core, and visits follow one another."""
   arrays, in_specs = zip(*given, strict=True)
   tile, shape, itemsize = cost
   traffic = moved(name, tile, shape) * itemsize
   return pl.pallas_call(
-    name_kernel,
+    kernel,
     out_shape=[shape for shape, _ in results],
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=len(scalars),

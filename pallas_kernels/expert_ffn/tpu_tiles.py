@@ -27,6 +27,8 @@ PARTS = {
   "d_gate_up": Part(1, 2, 2, 4, "inputs", True),  # x; d gate, d up -> both matrices
   "d_down": Part(1, 1, 1, 2, "outputs", True),
 }
+READERS = {"x": ("gate_up",), "x again": ("d_gate_up",), "dy": ("d_hidden", "d_down")}
+OFTEN = 4  # copies of one row by a pass; if one needs more, its rows are sorted beforehand
 TURNED = ("d_hidden", "d_rows")  # the weights as they lie have outputs first
 
 
@@ -71,6 +73,22 @@ def vmem(name: str, tile: Tiles, itemsize: int) -> int:
     twice += wide[part.words] * (paired - itemsize / 2)
   sums = part.sums * (matrix if part.by_group else rows * outputs)
   return int(2 * twice + 2 * part.matrices * matrix * itemsize + 4 * sums)
+
+
+def fetches(name: str, tile: Tiles, shape: dict) -> int:
+  """How often a pass fetches a row, or parts of it, that nobody has sorted for it.
+
+  >>> fetches("gate_up", Tiles(256, 4096, 512), {"M": 1, "E": 1, "I": 4096, "O": 14336})
+  28
+  """
+  part = PARTS[name]
+  down = -(-shape["I"] // tile.inputs) if part.by_group else 1
+  return down * -(-shape["O"] // tile.outputs) if part.fetched else 0
+
+
+def sorted_first(names: tuple, passes: dict) -> bool:
+  """Whether rows that these passes read are to be sorted for them; name -> (tile, sizes)."""
+  return max(fetches(name, *passes[name]) for name in names) > OFTEN
 
 
 def moved(name: str, tile: Tiles, shape: dict) -> int:

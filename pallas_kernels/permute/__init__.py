@@ -1,7 +1,7 @@
 """From tokens to rows that are sorted by expert, and back with gates, by whichever is best.
 
-Row m is one of token token_M[m], -1 for a row of nobody; row_NK has the rows of each token, M for an
-unused choice. Each table follows from the other, and with both at hand neither direction nor any
+Row m is one of token token_M[m], -1 for a row of nobody; row_NK has the rows of each token, M for
+an unused choice. Each table follows from the other, and with both at hand neither direction nor any
 gradient adds rows to tokens one by one: sums go over k, in that order. An implementation is a file
 beside this one that has any of
 

@@ -29,8 +29,14 @@ def rows(x_ND, token_M, interpret=False):
 
 
 def _rows(interpret, x_ND, token_M):
-  (N, D), M, dtype = x_ND.shape, len(token_M), x_ND.dtype
-  b = tile(1, D, dtype)
+  word_NW = tpu_rows.words(x_ND, interpret)
+  return spread(tpu_rows.Fetched(word_NW, token_M, x_ND.shape[1], x_ND.dtype), interpret)
+
+
+def spread(fetched: tpu_rows.Fetched, interpret=False):
+  """The same of tokens that are words already."""
+  word_NW, token_M, D, dtype = fetched
+  N, M, b = len(word_NW), len(token_M), tile(1, D, dtype)
   tiles = -(-M // b)
 
   def kernel(used_11b, word_bw, x_bD):
@@ -42,11 +48,11 @@ def _rows(interpret, x_ND, token_M):
     kernel,
     "permute",
     jnp.clip(token_M, 0, N - 1),
-    tpu_rows.words(x_ND, interpret),
+    word_NW,
     b,
     [(used_T1b, pl.BlockSpec((1, 1, b), lambda i: (i, 0, 0)))],
     [(jax.ShapeDtypeStruct((M, D), dtype), pl.BlockSpec((b, D), lambda i: (i, 0)))],
-    2 * M * D * dtype.itemsize,
+    2 * M * D * jnp.dtype(dtype).itemsize,
     interpret,
   )[0]
 
@@ -96,7 +102,7 @@ def sums(word_MW, row_NK, D, dtype, gate_NK=None, interpret=False):
     b * K,
     beside,
     [(jax.ShapeDtypeStruct((N, D), dtype), pl.BlockSpec((b, D), lambda i: (i, 0)))],
-    (N * K + N) * D * dtype.itemsize,
+    (N * K + N) * D * jnp.dtype(dtype).itemsize,
     interpret,
   )[0]
 

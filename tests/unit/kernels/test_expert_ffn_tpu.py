@@ -63,10 +63,21 @@ def assert_near(got, want, share=2e-5):
 SMALL = functools.partial(tpu.swiglu, tile=tiles(5), interpret=True)
 
 
+OFTEN = functools.partial(tpu.swiglu, tile=tiles(5, outputs=1), interpret=True)
+
+
 @pytest.mark.parametrize("case", cases.TEST)
 def test_the_kernels_are_the_definition(case):
   args = arguments(cases.TEST[case])
   assert_near(outcome(SMALL, *args), wanted(*args))
+
+
+def test_rows_that_would_be_fetched_too_often_are_sorted_first():
+  args = arguments(cases.TEST["holes"])
+  assert_near(outcome(OFTEN, *args), wanted(*args))
+  real, index, dy_ND = args
+  names = [str(jax.make_jaxpr(lambda *real: f(*real, *index))(*real)) for f in (OFTEN, SMALL)]  # noqa: B023
+  assert ["name=permute" in text for text in names] == [True, False]
 
 
 def test_what_nobody_reads_may_hold_anything():
@@ -146,7 +157,7 @@ def test_a_mapped_axis_is_one_call_after_the_other():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["skewed", "holes"])
 def test_the_kernels_race_with_nothing(case, capsys):
-  """In the interpreter that has a TPU's memories, all of them NaN at first; it prints what it finds."""
+  """In the interpreter that has a TPU's memories, NaN at first; it prints what it finds."""
   real, index, dy_ND = jax.tree.map(jnp.asarray, arguments(cases.TEST[case]._replace(D=8, F=8)))
   memories = pltpu.InterpretParams(detect_races=True, out_of_bounds_reads="uninitialized")
   with pltpu.force_tpu_interpret_mode(memories):
