@@ -11,8 +11,8 @@
   d_down      that of the matrix down; dy is fetched from the tokens
 
 Matrices that do not fit are cut into columns, and rows are fetched for each part; where that is too
-often, they are sorted once after all. A gate weighs the hidden row, not what comes out of it, so that
-no gate is looked up by token. Saved are gate and up before the activation. Rows of nobody are not
+often, they are sorted once after all. A gate weighs the hidden row, not what comes out of it, so
+that none is looked up by token. Saved are gate and up before the activation. Rows of nobody are not
 read, and what is written there is read by nobody. All passes go by the map of tiles.py, and their
 grids are as long as the visits there are.
 """

@@ -11,8 +11,10 @@ from moejax.dispatch import sort
 from moejax.layers import moe
 from moejax.routers import topk
 from pallas_kernels import aot
+from pallas_kernels.expert_ffn import tpu_aot as ffn_aot
 from pallas_kernels.expert_ffn import tpu_tiles as ffn_tiles
 from pallas_kernels.grouped_matmul import cases, tpu, tpu_aot, tpu_tiles
+from pallas_kernels.permute import tpu as permute
 
 pytestmark = [
   pytest.mark.aot,
@@ -65,6 +67,50 @@ def test_a_tile_beyond_vmem_is_refused_by_the_compiler():
   with pytest.raises(Exception, match="(?i)vmem"):
     huge = functools.partial(tpu.forward, tile=tile)
     aot.compile(huge, *tpu_aot.arguments("forward", case), mesh=mesh)
+
+
+@pytest.mark.parametrize("model", cases.MODELS)
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_an_expert_ffn_and_its_gradients_compile_within_vmem(chip, model):
+  """For one of eight owners of experts. Besides words, nothing but hidden rows is in memory."""
+  sizes = cases.MODELS[model]
+  program = aot.compile(ffn_aot.both, *ffn_aot.arguments(sizes), mesh=aot.mesh(chip))
+  assert {f"expert_ffn_{part}" for part in ffn_tiles.PARTS} <= set(program.kernels)
+  assert program.kernels.count("unpermute") == 2
+  M, N = ffn_aot.TOKENS * sizes.K // ffn_aot.OWNERS, ffn_aot.TOKENS
+  hidden, rows, tokens = (2 * n * width for n, width in [(M, sizes.F), (M, sizes.D), (N, sizes.D)])
+  sorted_ = program.kernels.count("permute")  # those that would be fetched too often
+  lanes = 4 * N * 128 * 3  # a table [N, K] takes whole lanes
+  assert program.temporary < 6 * hidden + (2 + sorted_) * rows + 4 * tokens + lanes
+
+
+@pytest.mark.parametrize("model", cases.MODELS)
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_rows_and_tokens_compile(chip, model):
+  D, _, _, K = cases.MODELS[model]
+  mesh, N, array = aot.mesh(chip), 2048, jax.ShapeDtypeStruct
+  x_ND, y_MD = array((N, D), jnp.bfloat16), array((N * K, D), jnp.bfloat16)
+  gate_M, token_M = array((N * K,), jnp.float32), array((N * K,), jnp.int32)
+  row_NK = array((N, K), jnp.int32)
+  for run, args, kernel in (
+    (permute.rows, (x_ND, token_M), "permute"),
+    (permute.tokens, (y_MD, gate_M, row_NK), "unpermute"),
+    (permute.d_tokens, (x_ND, y_MD, gate_M, token_M), "unpermute_gradient"),
+  ):
+    program = aot.compile(run, *args, mesh=mesh)
+    assert program.kernels == ["words", kernel]
+    assert "ragged" not in program.text and "scatter" not in program.text
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("chip", aot.CHIPS)
+def test_an_expert_ffn_of_odd_sizes_compiles(chip, dtype):
+  """Rows that are no whole words of two numbers are float32 while they are fetched."""
+  sizes = cases.Published(200, 315, 40, 3)
+  args = ffn_aot.arguments(sizes, dtype, tokens=1016)
+  program = aot.compile(ffn_aot.both, *args, mesh=aot.mesh(chip))
+  assert {f"expert_ffn_{part}" for part in ffn_tiles.PARTS} <= set(program.kernels)
+  assert "words" not in program.kernels
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["weights", "weights_and_rows"])

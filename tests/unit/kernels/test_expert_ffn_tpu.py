@@ -144,14 +144,11 @@ def test_words_of_two_numbers_and_halves_of_rows():
 
 
 def test_a_mapped_axis_is_one_call_after_the_other():
-  cases_ = [arguments(cases.TEST[name]) for name in ("spread", "holes")]
-  real, index, dy_ND = jax.tree.map(lambda *a: jnp.stack(a), *cases_)
-  shared = real[1][0]
-  run = lambda x_ND, gate_M, index: SMALL(x_ND, shared, *(a[0] for a in real[2:4]), gate_M, *index)
-  got = jax.jit(jax.vmap(run))(real[0], real[4], [*index])
-  one = jax.jit(run)
-  for i in range(2):
-    assert_close(got[i], one(real[0][i], real[4][i], [a[i] for a in index]))
+  each = [arguments(cases.TEST[name]) for name in ("spread", "holes")]
+  both = jax.tree.map(lambda *a: jnp.stack(a), *each)
+  got = jax.jit(jax.vmap(functools.partial(outcome, SMALL)))(*both)
+  for i, args in enumerate(each):
+    assert_close([a[i] for a in got], [*outcome(SMALL, *args)])
 
 
 @pytest.mark.slow
