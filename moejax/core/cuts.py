@@ -20,40 +20,86 @@ from pallas_kernels import routing
 
 
 class Cut(typing.NamedTuple):
-  """Where a device is among the others."""
+  """Where a device is among the others.
+
+  Owners are counted along `expert`, the last axis fastest. `inside` and `across` name a part of
+  them: the owners of one node, or those that have the same place in every node.
+  """
 
   tokens: tuple[str, ...]  # mesh axes over which tokens are cut
   expert: tuple[str, ...]  # those over which experts are, which are among them
   shards: int  # parts of the tokens
   owners: int  # parts of the experts
+  total: int  # of all owners along `expert`
+  stride: int = 1  # from one owner to the next
 
   def owner(self) -> jax.Array:
     """Which part of the experts is here."""
-    return lax.axis_index(self.expert)
+    return lax.axis_index(self.expert) // self.stride % self.owners
 
   def gathered(self, x: jax.Array) -> typing.Any:
     """[owners, ...] of every device that shares the experts with this one."""
-    return lax.all_gather(x, self.expert) if self.expert else x[None]
+    if not self.expert:
+      return x[None]
+    return lax.all_gather(x, self.expert, axis_index_groups=self.groups())
 
   def highest(self, x: jax.Array) -> typing.Any:
     """The maximum over all devices."""
     return lax.pmax(x, self.tokens)
 
+  def inside(self, inner: int) -> "Cut":
+    """The owners of this device's node, which has `inner` of them."""
+    return self._replace(owners=inner, expert=self.expert if inner > 1 else ())
 
-def run(name: str, local, plan, x_ND, experts) -> tuple[jax.Array, dict]:
+  def across(self, inner: int) -> "Cut":
+    """The owners with this one's place in every node."""
+    nodes = self.owners // inner
+    axis = self.expert if nodes > 1 else ()
+    return self._replace(owners=nodes, stride=self.stride * inner, expert=axis)
+
+  def groups(self) -> list[list[int]] | None:
+    """The owners that talk to each other, by index; None where all do.
+
+    >>> cut = Cut((), ("expert",), 4, 4, 4)
+    >>> cut.groups(), cut.inside(2).groups(), cut.across(2).groups()
+    (None, [[0, 1], [2, 3]], [[0, 2], [1, 3]])
+    """
+    if self.owners == self.total:
+      return None
+    step, block = self.stride, self.stride * self.owners
+    first = [b + o for b in range(0, self.total, block) for o in range(step)]
+    return [[f + step * i for i in range(self.owners)] for f in first]
+
+  def node(self, inner: int | None) -> int:
+    """How many owners a node has: the last of several axes of experts, or what `inner` says."""
+    if inner is None:
+      mesh = jax.sharding.get_abstract_mesh()
+      return mesh.shape[self.expert[-1]] if len(self.expert) > 1 else self.owners
+    if self.owners > 1 and self.owners % inner:
+      raise Wrong(
+        f"dispatch: {self.owners} parts of the experts do not form nodes of {inner}; set"
+        " model.moe.dispatch.inner to a divisor, or take another mesh."
+      )
+    return min(inner, self.owners)
+
+
+def run(name: str, local, plan, x_ND, experts, spread=False) -> tuple[jax.Array, dict]:
   """(y_ND, sums) of local(plan, x_nD, experts, cut) -> (y_nD, sums) on every device.
 
-  `name` is that of the dispatch, for the sentence that says what cannot be cut.
+  `name` is that of the dispatch, for the sentence that says what cannot be cut. With `spread`,
+  tokens are cut over the axes of F as well, and `local` sees to it that y is a whole sum.
   """
   mesh = jax.sharding.get_abstract_mesh()
   present = lambda names: tuple(a for a in names if a in mesh.shape)
   many = lambda names: math.prod(mesh.shape[a] for a in names)
-  tokens, owning = present(axes.TOKENS), present(axes.ROLES["experts"]["E"])
-  cut = Cut(tokens, owning, many(tokens), many(owning))
+  owning, slicing = (present(axes.ROLES["experts"][letter]) for letter in "EF")
+  tokens = present(axes.TOKENS)  # and other axes that have experts, or slices, of their own
+  tokens += tuple(a for a in owning + (slicing if spread else ()) if a not in tokens)
+  cut = Cut(tokens, owning, many(tokens), many(owning), many(owning))
   _check(name, plan, len(x_ND), cut)
   if not mesh.shape:
     return local(plan, x_ND, experts, cut)
-  table = {"E": owning, "F": axes.ROLES["experts"]["F"]}  # D is gathered at the border
+  table = {"E": owning, "F": slicing}  # D is gathered at the border
   param_specs = axes.specs(experts.params, mesh, table)
   partial = tuple(sorted(axes.used(param_specs) - set(tokens)))  # axes over which F is cut
 

@@ -10,25 +10,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.core.cuts import Cut
 from pallas_kernels import target
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def rows(x_MD: jax.Array, sent_WW: jax.Array, R: int, axis: tuple[str, ...]) -> jax.Array:
+def rows(x_MD: jax.Array, sent_WW: jax.Array, R: int, cut: Cut) -> jax.Array:
   """[R, D]: what arrives here, by source and in its order; zeros behind the last row.
 
-  sent_WW says how many rows go from each device of `axis` to each, and is the same on all. Rows lie
-  by destination in x_MD. With no axis there is one device. What does not fit into R rows is lost:
-  see that it does.
+  sent_WW says how many rows go from each owner of `cut` to each, and is the same on all. Rows lie
+  by destination in x_MD. What does not fit into R rows is lost: see that it does.
   """
   M, D = x_MD.shape
-  me = lax.axis_index(axis)
+  me = cut.owner()
   first_WW = _before(sent_WW, 1)  # where the rows for a destination begin at their source
   before_WW = _before(sent_WW, 0)  # where the rows of a source begin at their destination
-  if axis and target.platform() != "cpu":
+  if cut.expert and target.platform() != "cpu":
     sizes = (first_WW[me], sent_WW[me], before_WW[me], sent_WW[:, me])
-    return lax.ragged_all_to_all(x_MD, jnp.zeros((R, D), x_MD.dtype), *sizes, axis_name=axis)
-  x_WMD = lax.all_gather(x_MD, axis) if axis else x_MD[None]
+    among = {"axis_name": cut.expert, "axis_index_groups": cut.groups()}
+    return lax.ragged_all_to_all(x_MD, jnp.zeros((R, D), x_MD.dtype), *sizes, **among)
+  x_WMD = cut.gathered(x_MD)
   row_R = jnp.arange(R)
   ends_W = jnp.cumsum(sent_WW[:, me])
   source_R = jnp.searchsorted(ends_W, row_R, side="right", method="compare_all")
@@ -38,13 +39,13 @@ def rows(x_MD: jax.Array, sent_WW: jax.Array, R: int, axis: tuple[str, ...]) -> 
   return x_WMD.reshape(-1, D).at[at_R].get(mode="fill", fill_value=0)
 
 
-def _saving(x_MD, sent_WW, R, axis):
-  return rows(x_MD, sent_WW, R, axis), (sent_WW, len(x_MD))
+def _saving(x_MD, sent_WW, R, cut):
+  return rows(x_MD, sent_WW, R, cut), (sent_WW, len(x_MD))
 
 
-def _back(R, axis, saved, dy_RD):
+def _back(R, cut, saved, dy_RD):
   sent_WW, M = saved
-  return rows(dy_RD, sent_WW.T, M, axis), None
+  return rows(dy_RD, sent_WW.T, M, cut), None
 
 
 rows.defvjp(_saving, _back)
