@@ -8,6 +8,7 @@ Cost:   all tokens of the devices that share experts to each of them, and their 
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from jax import lax
@@ -22,10 +23,11 @@ class Config:
 
 def run(plan, x_ND, experts, cfg):
   """Gather, run one's own experts, scatter the sums."""
-  return cuts.run("all_gather", _local, cuts.whole(plan), x_ND, experts)
+  return cuts.run("all_gather", functools.partial(local, cfg=cfg), cuts.whole(plan), x_ND, experts)
 
 
-def _local(plan, x_nD, experts, cut):
+def local(plan, x_nD, experts, cut, cfg):
+  """On one device."""
   together = lambda a: cut.gathered(a).reshape(-1, *a.shape[1:])
   expert_M, token_M, gate_M = plan.rows()
   source_M = jnp.repeat(jnp.arange(cut.owners), len(token_M))

@@ -6,12 +6,9 @@ Cost:   E * C rows over all devices, each sent twice when its expert is elsewher
 """
 
 import dataclasses
+import functools
 
-import jax.numpy as jnp
-from jax import lax
-
-from moejax.core import cuts
-from moejax.core.rows import Rows
+from moejax.core import cuts, slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +19,16 @@ class Config:
 def run(plan, x_ND, experts, cfg):
   """Every device fills all experts' slots from its tokens; all_to_all swaps experts for devices."""
   plan.slots()  # a plan without any is refused by its own sentence
-  return cuts.run("all_to_all", _local, plan, x_ND, experts)
+  return cuts.run("all_to_all", functools.partial(local, cfg=cfg), plan, x_ND, experts)
 
 
-def _local(plan, x_nD, experts, cut):
-  slots = plan.slots()
-  E, c = slots.token_EC.shape
+def local(plan, x_nD, experts, cut, cfg):
+  """On one device."""
+  return slots.local(plan, x_nD, experts, cut, *moves(cut, cfg))
 
-  def swap(x, split, join):
-    return lax.all_to_all(x, cut.expert, split, join, tiled=True) if cut.expert else x
 
-  rows = Rows(x_nD, slots.token_EC.ravel(), slots.gate_EC.ravel())
-  x_eCD = swap(rows.x_MD().reshape(E, c, -1), 0, 1)
-  e, C, D = x_eCD.shape
-  here = Rows(x_eCD.reshape(e * C, D), jnp.arange(e * C), jnp.ones(e * C))
-  y_eCD = experts.fn(experts.params, here, jnp.full((e,), C)).reshape(e, C, D)
-  y_nD = rows.combine(swap(y_eCD, 1, 0).reshape(E * c, D))
-  away_E = jnp.arange(E) // e != cut.owner()
-  return y_nD, {"moved": jnp.sum(away_E[:, None] & (slots.token_EC >= 0))}
+def moves(cut, cfg):
+  """There and back."""
+  there = lambda x_EcD: slots.swap(x_EcD, cut, 0, 1)
+  back = lambda y_eCD: slots.swap(y_eCD, cut, 1, 0)
+  return there, back

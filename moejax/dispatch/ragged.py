@@ -5,8 +5,8 @@ Paper:  Gale et al. 2022 (MegaBlocks), arXiv:2211.15841, for dropless experts; t
 Plan:   any in which tokens or experts choose; nothing is dropped.
 Cost:   one row per used choice, sent twice when its expert is elsewhere, and a table of counts. A
         device has room for `room` times the mean number of rows, or for the smallest of several
-        such rooms that is enough. If more come anywhere, that step runs a program that has room for
-        all rows of all devices; `spilled` counts it. `python -m moejax room` finds rooms in a trace.
+        such rooms that is enough. If more come anywhere, that step runs a program with room for
+        all rows of all devices; `spilled` counts it. `python -m moejax room` finds rooms in traces.
 """
 
 import dataclasses

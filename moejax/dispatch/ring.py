@@ -8,6 +8,7 @@ Cost:   as `all_gather`, owners * n rows and results sent to a neighbour, in as 
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,11 @@ class Config:
 
 def run(plan, x_ND, experts, cfg):
   """As many steps as there are owners; then the tokens are at home again."""
-  return cuts.run("ring", _local, cuts.whole(plan), x_ND, experts)
+  return cuts.run("ring", functools.partial(local, cfg=cfg), cuts.whole(plan), x_ND, experts)
 
 
-def _local(plan, x_nD, experts, cut):
+def local(plan, x_nD, experts, cut, cfg):
+  """On one device."""
   neighbours = [(i, (i + 1) % cut.owners) for i in range(cut.owners)]
 
   def step(visiting, _):
