@@ -10,6 +10,12 @@ a = x + attention_0(norm(x)); h = norm(a); m = moe(h)
 a = a + mlp_0(h); a = a + attention_1(norm(a)); a = a + mlp_1(norm(a)); out = a + m
 Nothing between the choice and the sum waits for m, so that a dispatch over devices can overlap with
 the dense work. Without m it is two serial blocks with dense FFNs.
+
+A compiler that is free to choose puts all of it under the way back. With `overlap`, the experts
+wait for mlp_0, which then lies under the way there, and the second attention and mlp_1 under the
+way back: the single-batch overlap of LongCat-Flash. No number changes. It needs a dispatch that
+sends (moejax/dispatch), and collectives that run beside computation (on TPU the compiler option
+xla_tpu_enable_async_all_to_all).
 """
 
 import dataclasses
@@ -27,6 +33,7 @@ class Config:
   mlp: typing.Any  # of both dense FFNs
   moe: typing.Any
   norm_eps: float = 1e-6
+  overlap: bool = False  # experts wait for the first dense FFN
 
 
 def flops(cfg: Config, width: int, seq_len: int) -> float:
@@ -55,7 +62,9 @@ class Block(nn.Module):
 
     x_BTD = attend(0, x_BTD)
     h_ND = normed(0, x_BTD)
-    routed_ND, sums, carry = plugin.module(cfg.moe).Layer(cfg.moe, name="moe")(h_ND, ctx)
-    x_BTD = attend(1, x_BTD + dense(0, h_ND))
+    between_BTD = x_BTD + dense(0, h_ND)
+    seen = ctx.replace(after_ND=between_BTD.reshape(h_ND.shape) if cfg.overlap else None)
+    routed_ND, sums, carry = plugin.module(cfg.moe).Layer(cfg.moe, name="moe")(h_ND, seen)
+    x_BTD = attend(1, between_BTD)
     x_BTD = x_BTD + dense(1, normed(1, x_BTD))
     return x_BTD + routed_ND.reshape(shape), {"moe": sums}, carry

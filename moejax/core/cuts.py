@@ -32,6 +32,8 @@ class Cut(typing.NamedTuple):
   owners: int  # parts of the experts
   total: int  # of all owners along `expert`
   stride: int = 1  # from one owner to the next
+  slicing: tuple[str, ...] = ()  # axes over which the width of an expert is cut, tokens too
+  slices: int = 1  # parts of that width
 
   def owner(self) -> jax.Array:
     """Which part of the experts is here."""
@@ -96,23 +98,28 @@ def run(name: str, local, plan, x_ND, experts, spread=False) -> tuple[jax.Array,
   tokens = present(axes.TOKENS)  # and other axes that have experts, or slices, of their own
   tokens += tuple(a for a in owning + (slicing if spread else ()) if a not in tokens)
   cut = Cut(tokens, owning, many(tokens), many(owning), many(owning))
-  _check(name, plan, len(x_ND), cut)
+  if spread:
+    cut = cut._replace(slicing=slicing, slices=many(slicing))
+  _check(name, plan, len(x_ND), cut, experts.params)
   if not mesh.shape:
     return local(plan, x_ND, experts, cut)
   table = {"E": owning, "F": slicing}  # D is gathered at the border
   param_specs = axes.specs(experts.params, mesh, table)
   partial = tuple(sorted(axes.used(param_specs) - set(tokens)))  # axes over which F is cut
 
-  def here(plan, x_nD, params):
+  def here(plan, x_nD, params, after_nD):
     mine = plan.local(lax.axis_index(tokens), cut.shards)
-    y_nD, sums = local(mine, x_nD, experts._replace(params=params), cut)
+    here = experts._replace(params=params, after_ND=after_nD)
+    y_nD, sums = local(mine, x_nD, here, cut)
     over = lambda key, x: lax.pmax(x, tokens) if key.endswith("_max") else lax.psum(x, tokens)
     return lax.psum(y_nD, partial), {key: over(key, x) for key, x in sums.items()}
 
   plan_specs = axes.specs(plan, mesh, {"N": tokens, "C": tokens})
-  specs = {"in_specs": (plan_specs, P(tokens), param_specs), "out_specs": (P(tokens), P())}
+  in_specs = (plan_specs, P(tokens), param_specs, P(tokens))
+  specs = {"in_specs": in_specs, "out_specs": (P(tokens), P())}
   # check_vma is off: the loops and kernels inside carry no types of varying axes
-  return jax.shard_map(here, **specs, check_vma=False)(plan, x_ND, experts.params)
+  on_all = jax.shard_map(here, **specs, check_vma=False)
+  return on_all(plan, x_ND, experts.params, experts.after_ND)
 
 
 def whole(plan):
@@ -140,7 +147,7 @@ def table(plan, place_M: jax.Array, used_M: jax.Array) -> jax.Array | None:
   return jnp.where(used_M, place_M, len(place_M)).reshape(-1, plan.expert_NK.shape[1])
 
 
-def _check(name, plan, tokens, cut):
+def _check(name, plan, tokens, cut, params):
   """One sentence for what cannot be cut."""
   counted = isinstance(plan, TokenPlan) and plan.slot_NK is None
   if counted and tokens % cut.shards:
@@ -153,6 +160,13 @@ def _check(name, plan, tokens, cut):
       f"{name}: {plan.groups} groups of tokens cannot be cut over {cut.shards} devices; make the"
       " batch size or model.moe.groups a multiple of that number."
     )
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params) if cut.slices > 1 else ():
+    width = leaf.shape[axes.letters(path[-1].key).find("F")]
+    if width % cut.slices:
+      raise Wrong(
+        f"{name}: the width {width} of an expert cannot be cut over {cut.slices} devices; change"
+        " model.moe.hidden or take another mesh."
+      )
   if plan.num_experts % cut.owners:
     raise Wrong(
       f"{name}: {plan.num_experts} experts cannot be cut over {cut.owners} devices; use a mesh"

@@ -20,7 +20,7 @@ def through(x_MD: jax.Array, count_WE: jax.Array, R: int, experts, cut: cuts.Cut
   """y_MD, the rows as their experts leave them. An owner has room for R rows: see that it does."""
   count_WWe = count_WE.reshape(cut.owners, cut.owners, -1)
   sent_WW = count_WWe.sum(2)
-  x_RD = exchange.rows(x_MD, sent_WW, R, cut)
+  x_RD = experts.waiting(exchange.rows(x_MD, sent_WW, R, cut))
   y_RD = _run(x_RD, count_WWe[:, cut.owner()], experts)
   return exchange.rows(y_RD, sent_WW.T, len(x_MD), cut)
 

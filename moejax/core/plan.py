@@ -35,6 +35,11 @@ class Experts(typing.NamedTuple):
   fn: typing.Callable
   params: dict
   fused: typing.Callable | None = None  # fused(params, rows, size_E) -> y_ND, gates applied
+  after_ND: jax.Array | None = None  # what is computed before experts begin (blocks/shortcut.py)
+
+  def waiting(self, x: jax.Array) -> jax.Array:
+    """x, which a compiler now cannot use before `after_ND` is there."""
+    return x if self.after_ND is None else jax.lax.optimization_barrier((x, self.after_ND))[0]
 
   def to_tokens(self, rows, size_E) -> jax.Array:
     """Rows through their experts and back to their tokens."""
@@ -65,6 +70,7 @@ class RouterInputs(flax.struct.PyTreeNode):
   forced_NK: jax.Array | None = None  # expert ids laid over the router's: -2 = route freely
   forced_gate_NK: jax.Array | None = None
   key: jax.Array | None = None  # None outside training: nothing random happens
+  after_ND: jax.Array | None = None  # dense work that comes before that of the experts
   label_N: jax.Array | None = None  # the domain of a token, for the tap `label_count_YU`
   labels: int = static(default=0)
   taps: tuple = static(default=())  # names of the statistics asked for (core/taps.py)

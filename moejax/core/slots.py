@@ -29,6 +29,7 @@ def filled(plan, x_nD: jax.Array) -> Rows:
 def run(x_eCD: jax.Array, experts) -> jax.Array:
   """Every expert of this device on its slots."""
   e, C, D = x_eCD.shape
+  x_eCD = experts.waiting(x_eCD)
   here = Rows(x_eCD.reshape(e * C, D), jnp.arange(e * C), jnp.ones(e * C))
   return experts.fn(experts.params, here, jnp.full((e,), C)).reshape(e, C, D)
 
