@@ -50,25 +50,39 @@ def local(plan, x_nD, experts, cut, cfg):
 
 
 def gathered(experts, cut, cfg):
-  """The experts with so much of their width as r devices share."""
+  """The experts with so much of their width as r devices share; with r = 0 all of all."""
   r, n = _shared(cut, cfg), cut.slices
-  near = cuts.Cut(cut.tokens, cut.slicing, cut.shards, n, n).inside(n // max(r, 1))
-
-  def whole(path, leaf):
-    letters = axes.letters(path[-1].key)
-    if "F" in letters:
-      leaf = together(leaf, near, letters.find("F"))
-    return together(leaf, cut, letters.find("E")) if r == 0 else leaf
-
-  return experts._replace(params=jax.tree_util.tree_map_with_path(whole, experts.params))
+  if r == 0:
+    everyone = cuts.Cut(cut.tokens, cut.expert + cut.slicing, cut.shards, *[cut.owners * n] * 2)
+    together = functools.partial(_whole, everyone=everyone, cut=cut)
+  else:
+    near = cuts.Cut(cut.tokens, cut.slicing, cut.shards, n, n).inside(n // r)
+    together = functools.partial(_wider, near=near)
+  return experts._replace(params=jax.tree_util.tree_map_with_path(together, experts.params))
 
 
-def together(leaf: jax.Array, among: cuts.Cut, axis: int) -> jax.Array:
-  """One axis, put together from all of `among`."""
-  if not among.expert:
+def _wider(path, leaf, near):
+  """The slices of the width that neighbours have, put together."""
+  axis = axes.letters(path[-1].key).find("F")
+  if not near.expert or axis < 0:
     return leaf
-  how = {"axis_index_groups": among.groups(), "axis": axis, "tiled": True}
-  return lax.all_gather(leaf, among.expert, **how)
+  how = {"axis_index_groups": near.groups(), "axis": axis, "tiled": True}
+  return lax.all_gather(leaf, near.expert, **how)
+
+
+def _whole(path, leaf, everyone, cut):
+  """All experts with all of their width, in one exchange."""
+  letters = axes.letters(path[-1].key)
+  if not everyone.expert or "F" not in letters:
+    return lax.all_gather(leaf, cut.expert, axis=letters.find("E"), tiled=True)
+  leaf_OS = everyone.gathered(leaf).reshape(cut.owners, cut.slices, *leaf.shape)
+  at_E, at_F = (letters.find(letter) + 1 for letter in "EF")  # behind the axis of owners
+  leaf_OS = jnp.moveaxis(leaf_OS, 1, at_F)
+  shape = [size * (cut.slices if i == at_F - 1 else 1) for i, size in enumerate(leaf.shape)]
+  leaf_O = leaf_OS.reshape(cut.owners, *shape)
+  leaf_O = jnp.moveaxis(leaf_O, 0, at_E - 1)
+  shape[at_E - 1] *= cut.owners
+  return leaf_O.reshape(shape)
 
 
 def moves(cut, cfg):
