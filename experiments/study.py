@@ -13,6 +13,7 @@ code 0: the claim holds; 1: it fails or is unclear; 2: wrong use.
 import datetime
 import importlib
 import json
+import math
 import pathlib
 import pkgutil
 import sys
@@ -23,6 +24,7 @@ from experiments.verdicts import Table
 from moejax.core import config, flags, plugin
 from moejax.core.plugin import Wrong
 from moejax.report import html, read, style
+from moejax.train import mesh
 
 SEEDS = 3  # the fewest that a verdict rests on
 ROOT = pathlib.Path(configs.__file__).parents[1]
@@ -87,7 +89,9 @@ def plan(name, arms, seeds, overrides, workdir) -> dict:
       argv += tuple(overrides)
       cfg = flags.parse(list(argv))
       folder = workdir / f"{arm}_{seed}_{grid.key(cfg)}"
-      steps = config.resolve(cfg).train.steps
+      resolved = config.resolve(cfg)
+      steps, devices = resolved.train.steps, math.prod(mesh.parse(resolved.mesh).values())
+      argv += (f"--devices={devices}",) if devices > 1 else ()
       jobs[arm, seed] = launch.Job(f"{arm}, seed {seed}", argv, folder, steps, arm)
   return jobs
 

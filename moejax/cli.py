@@ -84,6 +84,13 @@ def _counterfactual(args) -> str:
   return counterfactual.from_run(args.dir, layers, *how)
 
 
+def _room(args) -> str:
+  """room for the buffers of expert parallelism, from a trace: enough but for one time in so many"""
+  from moejax.lab import room
+
+  return room.report(args.file, args.mesh, args.eps, args.rungs, args.groups, args.experts)
+
+
 def _matrix(args) -> str:
   """the conformance matrix of routers, edits, dispatches, dtypes and devices"""
   # compiling takes most of the time; XLA reads this when it starts
@@ -105,6 +112,7 @@ def _matrix(args) -> str:
 VERBS = {
   "list": _list, "show": _show, "report": _report, "generate": _generate, "audit": _audit,
   "lab": _lab, "matrix": _matrix, "trace": _trace, "counterfactual": _counterfactual,
+  "room": _room,
 }  # fmt: skip
 
 
@@ -142,6 +150,12 @@ def parser() -> argparse.ArgumentParser:
   of["lab"].add_argument("--bound", type=float, default=0.5, help="on MaxVio, to settle (0.5)")
   of["lab"].add_argument("--layer", help="of a run, as layer_002; its first MoE layer without it")
   of["lab"].add_argument("--batches", type=int, default=32, help="recorded of a run (32)")
+  of["room"].add_argument("file", metavar="FILE", help="of `trace record`, or of a traced run")
+  of["room"].add_argument("--mesh", required=True, help="as data:2,expert:4")
+  of["room"].add_argument("--eps", type=float, default=0.01, help="how often not enough (0.01)")
+  of["room"].add_argument("--rungs", type=int, default=2, help="compiled sizes (2)")
+  of["room"].add_argument("--groups", type=int, default=0, help="also of capacity, in so many")
+  of["room"].add_argument("--experts", type=int, default=0, help="that are not virtual; all ids")
   _words_of_choices(of["trace"], of["counterfactual"])
   return top
 

@@ -7,7 +7,7 @@ import ml_collections
 
 from configs.base import merge
 
-ARMS = ("tiny", "small", "brief")
+ARMS = ("tiny", "small", "brief", "spread")
 
 
 def tiny() -> ml_collections.ConfigDict:
@@ -84,6 +84,19 @@ def brief() -> ml_collections.ConfigDict:
   )
 
 
+def spread() -> ml_collections.ConfigDict:
+  """Two tiny MoE layers for eight virtual devices: for studies of what moves between them."""
+  return merge(
+    tiny(),
+    model=dict(
+      moe=dict(num_experts=8, edits=[dict(name="capacity", factor=1.25)]),
+      layers=[dict(ffn="moe")] * 2,
+    ),
+    train=dict(steps=30, batch_size=16, eval_every=30, eval_batches=8, log_every=10),
+    mesh="expert:8",
+  )
+
+
 def get_config(arm: str = "tiny") -> ml_collections.ConfigDict:
   """One of the recipes by its name."""
-  return {"tiny": tiny, "small": small, "brief": brief}[arm]()
+  return {"tiny": tiny, "small": small, "brief": brief, "spread": spread}[arm]()

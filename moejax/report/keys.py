@@ -53,6 +53,11 @@ KEYS = {
     "skip_fraction": Key(
       "Skipped choices", "share", "Left out for a small gate, of all but the largest of a token."
     ),
+    "spilled": Key(
+      "Steps without room",
+      "micro-batches",
+      "In which a dispatch ran its program with room for all.",
+    ),
     "margin": Key("Top-1 margin", "probability", "Of the most probable id above the second, mean."),
     "logit_norm": Key(
       "Router logit norm", "RMS", "Root mean square over the ids, mean over tokens."

@@ -71,6 +71,9 @@ def of_layer(sums: dict, state: dict | None = None) -> dict:
   }
   if "skip/skipped" in sums:
     out["skip_fraction"] = float(sums["skip/skipped"]) / max(float(sums["skip/choices"]), 1)
+  spills = [float(value) for key, value in sums.items() if key.endswith("/spilled")]
+  if spills:
+    out["spilled"] = sum(spills)
   if state and "bias_U" in state:
     out["bias_max"] = float(np.abs(state["bias_U"]).max())
   return out
