@@ -21,7 +21,7 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from moejax.core import cuts, plugin, slots
+from moejax.core import config, cuts, plugin, slots
 from moejax.core import sums as adding
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
@@ -29,11 +29,14 @@ from moejax.core.plugin import Wrong
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  transport: typing.Any  # another dispatch
+  transport: typing.Any = None  # another dispatch; None: all_to_all
   forward: int = 2  # chunks
   backward: int | None = None  # None: as many
 
   def __post_init__(self):
+    if self.transport is None:
+      usual = config.section("transport", {}, "dispatch.transport")
+      object.__setattr__(self, "transport", usual)
     if not hasattr(plugin.module(self.transport), "local"):
       raise Wrong(
         f"chunked: {plugin.stem(self.transport)!r} sends nothing; set"

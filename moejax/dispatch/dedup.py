@@ -88,7 +88,7 @@ def local(plan, x_nD, experts, cut, cfg):
   little = tuple(dropless.rungs((cfg.room,), m, t)[0] for m, t in zip(even, most, strict=True))
   landing = sent_II.sum(0).max(), count_WE.reshape(cut.owners, cut.owners, -1).sum((0, 2)).max()
   fits = (landing[0] <= little[0]) & (landing[1] <= little[1])
-  spilled = cut.highest(~fits).astype(jnp.int32)
+  spilled = cut.highest((~fits).astype(jnp.int32))
   branches = [functools.partial(there_and_back, sizes) for sizes in (little, most)]
   gate_MK = jnp.where(here_MK, way(gate_nK).x_MD(), 0)
   y_MD = jax.lax.switch(spilled, branches[: 1 + (little != most)], way(x_nD).x_MD(), gate_MK)
