@@ -4,8 +4,9 @@ A layer forward and backward on the mesh expert:8, with nodes of --inner devices
 programs on this machine alone: virtual devices share its cores and have no links. Bytes are those
 that all devices send in a step. For dispatches whose buffers have fixed sizes they are read from
 the compiled program; for `ragged` and `dedup`, which a CPU only emulates, they are the rows that
-the run counts. "formula" is what systems papers predict for bytes between nodes, from the plan
-alone; the benchmark stops where the two differ. "of flat" is relative to all_to_all.
+the run counts (gates and ids, 8 bytes a choice, left out). "formula" is what systems papers predict
+for bytes between nodes, from the plan alone; the benchmark stops where the two differ. "of flat" is
+relative to all_to_all.
 
 --cases=dedup,ring   some dispatches only
 --inner=4            devices in a node

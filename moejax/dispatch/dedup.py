@@ -51,27 +51,14 @@ def nodes_of(E: int, k: int, nodes: int) -> float:
 
 def local(plan, x_nD, experts, cut, cfg):
   """On one device."""
-  inner = cut.node(cfg.inner)
+  inner, E = cut.node(cfg.inner), plan.num_experts
   inside, across = cut.inside(inner), cut.across(inner)
   expert_nK, gate_nK = _choices(plan)
-  (n, K), E, nodes = expert_nK.shape, plan.num_experts, across.owners
+  (n, K), nodes = expert_nK.shape, across.owners
+  need_nI, token_M, row_nI, id_MK = _to_nodes(expert_nK, E, nodes)
+  way = lambda a_nX: Rows(a_nX, token_M, jnp.ones(len(token_M)), row_nI)
   size_E = jnp.bincount(jnp.where(expert_nK < 0, E, expert_nK).ravel(), length=E + 1)[:E]
-  count_WE = cut.gathered(size_E)
-
-  # one row for every token and node that it needs, by node
-  node_nK = jnp.where(expert_nK < 0, nodes, expert_nK // (E // nodes))
-  need_nI = jnp.any(node_nK[:, :, None] == jnp.arange(nodes)[None, None], axis=1)
-  node_M = jnp.where(need_nI, jnp.arange(nodes)[None], nodes).ravel()
-  order_M, place_M, size_I = routing.sort(node_M, nodes)
-  M = n * min(K, nodes)
-  order_M = order_M[:M]
-  token_M = jnp.where(node_M[order_M] < nodes, order_M // nodes, -1)
-  row_nI = jnp.where(need_nI, place_M.reshape(n, nodes), M)
-  way = lambda a_nX: Rows(a_nX, token_M, jnp.ones(M), row_nI)
-  sent_II = across.gathered(size_I)
-
-  here_MK = (node_nK[token_M] == node_M[order_M][:, None]) & (token_M >= 0)[:, None]
-  id_MK = jnp.where(here_MK, expert_nK[token_M] % (E // nodes) + 1, 0)  # 0: none
+  count_WE, sent_II = cut.gathered(size_E), across.gathered(need_nI.sum(0))
 
   def there_and_back(sizes, x_MD, gate_MK):
     crossing = lambda a_MX: exchange.rows(a_MX, sent_II, sizes[0], across)
@@ -80,27 +67,45 @@ def local(plan, x_nD, experts, cut, cfg):
     landed = TokenPlan(id_RK, gate_RK, E // nodes)
     rows, count_JE = dropless.ready(landed, x_RD, inside)
     y_RD = rows.combine(dropless.through(rows.x_MD(), count_JE, sizes[1], experts, inside))
-    return exchange.rows(y_RD, sent_II.T, M, across)
+    return exchange.rows(y_RD, sent_II.T, len(token_M), across)
 
-  even = (n * nodes_of(E, K, nodes), n * K)
   all_rows = cut.owners * n * K if isinstance(plan, TokenPlan) else plan.token_EC.size
-  most = (n * nodes, all_rows)
+  even, most = (n * nodes_of(E, K, nodes), n * K), (n * nodes, all_rows)
   little = tuple(dropless.rungs((cfg.room,), m, t)[0] for m, t in zip(even, most, strict=True))
   landing = sent_II.sum(0).max(), count_WE.reshape(cut.owners, cut.owners, -1).sum((0, 2)).max()
-  fits = (landing[0] <= little[0]) & (landing[1] <= little[1])
-  spilled = cut.highest((~fits).astype(jnp.int32))
+  full = (landing[0] > little[0]) | (landing[1] > little[1])
+  spilled = cut.highest(full.astype(jnp.int32))
   branches = [functools.partial(there_and_back, sizes) for sizes in (little, most)]
-  gate_MK = jnp.where(here_MK, way(gate_nK).x_MD(), 0)
+  gate_MK = jnp.where(id_MK > 0, way(gate_nK).x_MD(), 0)
   y_MD = jax.lax.switch(spilled, branches[: 1 + (little != most)], way(x_nD).x_MD(), gate_MK)
 
   away_I = jnp.arange(nodes) != across.owner()
-  away_K = (expert_nK >= 0) & (expert_nK // (E // cut.owners) % inner != inside.owner())
+  away_nK = (expert_nK >= 0) & (expert_nK // (E // cut.owners) % inner != inside.owner())
+  once = (jax.lax.axis_index(cut.tokens) == 0) & (little != most)
   sums = {
-    "crossed": jnp.sum(need_nI & away_I[None]),
-    "forwarded": jnp.sum(away_K),
-    "spilled": (spilled > 0) & (jax.lax.axis_index(cut.tokens) == 0) & (little != most),
+    "crossed": jnp.sum(need_nI & away_I[None]),  # rows between nodes, one way
+    "forwarded": jnp.sum(away_nK),  # rows inside nodes
+    "spilled": (spilled > 0) & once,
   }
   return way(x_nD).combine(y_MD), {name: v.astype(jnp.float32) for name, v in sums.items()}
+
+
+def _to_nodes(expert_nK, E, nodes):
+  """One row for every token and node that it needs, by node.
+
+  (need_nI, token_M or -1, row_nI or M, id_MK: 1 + the id in the node, 0 for what is elsewhere).
+  """
+  (n, K), e = expert_nK.shape, E // nodes
+  node_nK = jnp.where(expert_nK < 0, nodes, expert_nK // e)
+  need_nI = jnp.any(node_nK[:, :, None] == jnp.arange(nodes)[None, None], axis=1)
+  node_M = jnp.where(need_nI, jnp.arange(nodes)[None], nodes).ravel()
+  order_M, place_M, _ = routing.sort(node_M, nodes)
+  M = n * min(K, nodes)  # what is not needed lies behind
+  node_M = node_M[order_M[:M]]
+  token_M = jnp.where(node_M < nodes, order_M[:M] // nodes, -1)
+  here_MK = (node_nK[token_M] == node_M[:, None]) & (token_M >= 0)[:, None]
+  id_MK = jnp.where(here_MK, expert_nK[token_M] % e + 1, 0)
+  return need_nI, token_M, jnp.where(need_nI, place_M.reshape(n, nodes), M), id_MK
 
 
 def _choices(plan) -> tuple[jax.Array, jax.Array]:
