@@ -115,7 +115,9 @@ def moves(cut, cfg):
 
 
 def _shared(cut, cfg) -> int:
-  """r, which must divide the devices that share an expert."""
+  """r, which must divide the devices that share an expert; where none do, nothing is shared."""
+  if cut.slices == 1:
+    return min(cfg.r, 1)
   if cfg.r and cut.slices % cfg.r:
     raise Wrong(
       f"adaptive: r={cfg.r} does not divide the {cut.slices} devices over which the width of an"
