@@ -92,7 +92,9 @@ def spread() -> ml_collections.ConfigDict:
       moe=dict(num_experts=8, edits=[dict(name="capacity", factor=1.25)]),
       layers=[dict(ffn="moe")] * 2,
     ),
-    train=dict(steps=30, batch_size=16, eval_every=30, eval_batches=8, log_every=10),
+    train=dict(
+      steps=30, batch_size=16, eval_every=30, eval_batches=8, log_every=10, sample_tokens=0
+    ),
     mesh="expert:8",
   )
 

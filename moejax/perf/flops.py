@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from moejax.core import axes, plugin, runs
 from moejax.layers import moe, table
+from pallas_kernels import target
 
 SEQ = 128  # long enough for routers that share a sequence out
 
@@ -71,7 +72,8 @@ def _reads_shared(cfg) -> bool:
 def _leaves(model_cfg, seq_len: int) -> list[tuple[tuple, tuple]]:
   """(path, shape) of every parameter."""
   model = plugin.module(model_cfg).Model(model_cfg)
-  token_BT = jax.ShapeDtypeStruct((1, seq_len), jnp.int32)
+  # a sequence for each device: a dispatch on a mesh cuts them, and refuses what it cannot cut
+  token_BT = jax.ShapeDtypeStruct((target.devices(), seq_len), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
   found = jax.tree_util.tree_flatten_with_path(shapes)[0]
   return [(tuple(key.key for key in path), leaf.shape) for path, leaf in found]

@@ -100,3 +100,11 @@ def test_slots_of_soft_moe_are_parameters_of_the_length_of_a_sequence():
     cfg = config.section("model", {**section, "allow_noncausal": True})
     more = flops.params(cfg, 64)["total"] - flops.params(cfg, 32)["total"]
     assert more == (32 * 8 if name == "soft" else 0)  # phi_DEC: E * C slots of width 8
+
+
+def test_parameters_are_counted_on_a_mesh_that_cuts_slots(moe_model):
+  """As a run does before its first step: one sequence alone could not be cut over four devices."""
+  model = moe_model("topk", dispatch="all_to_all", edits=[{"name": "capacity"}])
+  alone = flops.params(model.cfg, 8)
+  with jax.set_mesh(jax.make_mesh((4,), ("expert",), (jax.sharding.AxisType.Auto,))):
+    assert flops.params(model.cfg, 8) == alone
