@@ -61,8 +61,9 @@ def guard(main, argv: list[str]) -> int:
 
 
 def leave(code: int) -> None:
-  """Ends the process; after a failure without the exit handlers, which would try to write again."""
-  if code == 1:
+  """Ends the process; after a failure without the exit handlers, which would try to write again,
+  and would wait for the other processes of a run."""
+  if code:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -6,6 +6,9 @@ python -m experiments.run --config=configs/quickstart.py [--config.a.b=value ...
 --config.PATH=VALUE     any field of any component; list items as [i]; a new .name starts afresh
 --workdir=DIR           where everything is written (default: runs/<name of the config>)
 --devices=N             so many virtual devices on a CPU
+--coordinator=HOST:PORT --processes=N --process=I    one of several processes (docs/launch.md)
+--distributed           one of several, by what JAX detects (Slurm, MPI and GKE need no word)
+--heartbeat=SECONDS     after which the others end when a process is gone (100)
 --allocator=system      keep the C library's own settings (default: tuned for large arrays)
 --debug                 show the traceback of an error
 """
@@ -21,16 +24,20 @@ def main(argv: list[str]) -> int:
   if not argv or {"-h", "--help"} & set(argv):
     print(__doc__)
     return 0 if argv else 2
-  options, words = command.split(argv, workdir="", devices=1, allocator="tuned")
+  where = {"coordinator": "", "process": -1, "processes": 0, "distributed": False, "heartbeat": 100}
+  options, words = command.split(argv, workdir="", devices=1, allocator="tuned", **where)
   runtime.prepare(allocator=options["allocator"] == "tuned", devices=options["devices"])
   # these import jax, which reads what prepare() has set
   from moejax.core import config, flags  # noqa: PLC0415
   from moejax.report import page  # noqa: PLC0415
-  from moejax.train import loop  # noqa: PLC0415
+  from moejax.train import loop, processes  # noqa: PLC0415
 
+  process = None if options["process"] < 0 else options["process"]
+  met = (options["coordinator"], process, options["processes"], options["distributed"])
+  processes.start(*met, timeout=options["heartbeat"])
   cfg = config.resolve(flags.parse(words))
   result = loop.fit(cfg, options["workdir"] or default_workdir(words))
-  if result.finished:
+  if result.finished and processes.is_first():
     print(f"report: {page.write(result.workdir)}")
   return 0
 

@@ -16,6 +16,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
 from moejax.core.plugin import Failed, Wrong
+from moejax.train import processes
 
 SEAL = "SEAL.json"
 FORMAT = 1  # of meta; see CHANGELOG.md
@@ -28,7 +29,8 @@ class Checkpoints:
 
   def __init__(self, folder, keep: int | None):
     self.folder, self.keep, self.unsealed = pathlib.Path(folder).absolute(), keep, None
-    self.damaged = [] if keep is None else self._quarantine()
+    self.lost = False
+    self.damaged = [] if keep is None else processes.first(self._quarantine, [])
     self.manager = self._open()
 
   def _open(self):
@@ -104,14 +106,15 @@ class Checkpoints:
   def set_aside(self, step: int, reason: str) -> None:
     """Moves one that cannot be read out of the way; nothing is deleted."""
     self.manager.close()
-    _move(self.folder, str(step))
+    processes.first(lambda: _move(self.folder, str(step)), None)
     self.damaged.append((step, reason))
     self.manager = self._open()
 
   def close(self) -> None:
-    """Waits, and lets go of the folder."""
-    self.wait()
-    self.manager.close()
+    """Waits, and lets go of the folder; not where another process is gone, who would be awaited."""
+    if not self.lost:
+      self.wait()
+      self.manager.close()
 
   def _quarantine(self) -> list[tuple[int, str]]:
     """Moves away what does not match its seal, before orbax looks at the folder."""
@@ -124,7 +127,10 @@ class Checkpoints:
     return found
 
   def _unwritable(self, step, reason):
-    """One sentence for a full disk and its kin."""
+    """One sentence for a full disk and its kin, or for a process that is gone."""
+    gone = processes.lost(reason)
+    if gone is not None:
+      return gone
     whole = [s for s in sorted(int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit())]
     whole = [s for s in whole if s != step]
     intact = f"checkpoints {whole} are intact" if whole else "there is no earlier checkpoint"

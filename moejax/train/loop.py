@@ -16,6 +16,7 @@ from moejax.train import (
   checkpoint,
   evaluate,
   phase,
+  processes,
   record,
   restore,
   rundir,
@@ -92,12 +93,13 @@ class Run:
   def __init__(self, cfg, folder, corpus, mesh, stop, terminal):
     self.cfg, self.folder, self.corpus, self.mesh, self.stop = cfg, folder, corpus, mesh, stop
     self.stages, self.ends = stages.listed(cfg), stages.ends(cfg)
+    self.share = processes.share(mesh)
     self.record = record.Record(folder, self.ends[-1], terminal)
     self.checkpoints = checkpoint.Checkpoints(folder.path / "checkpoints", cfg.train.keep)
 
   def train(self) -> Result:
     """All stages that are left, then the end."""
-    with contextlib.closing(self.checkpoints), self.record.display:
+    with contextlib.closing(self.checkpoints), self.record.display, self._together():
       at, state = self._resume() or self._begin()
       self.record.describe(at, self.corpus, self.mesh, state.params)
       finished = True
@@ -111,9 +113,19 @@ class Run:
       if finished:
         self._finish(at, state, step)
       else:
-        who = self.stop.name
+        who = self.stop.name or "a signal to another process"
         self.record.say(f"stopped by {who} at step {step}; the same command goes on from there.")
     return Result(str(self.folder.path), step, finished, self.record.evaluation, state, at.model)
+
+  @contextlib.contextmanager
+  def _together(self):
+    """Inside, another process that is gone is a Failed; after an error none is waited for."""
+    try:
+      with processes.together():
+        yield
+    except BaseException:
+      self.checkpoints.lost = jax.process_count() > 1
+      raise
 
   # -- how a run, or a stage of it, starts -------------------------------------------------------
 
@@ -203,7 +215,7 @@ class Run:
   def _stage(self, at: phase.Phase, state):
     """(state, whether it ran to its end): the steps of one stage."""
     train, begin, end = at.cfg.train, int(state.step), self.ends[at.index]
-    replay = tracing.Replay(at, self.corpus)
+    replay = tracing.Replay(at, self.corpus, self.share[0])
     tracer = tracing.Tracer(at, self.folder, self.corpus, self.mesh)
     batches = self._batches("train", train.batch_size, begin)
     with contextlib.closing(batches), contextlib.closing(tracer):
@@ -226,9 +238,10 @@ class Run:
         with self.record.pause():
           due = step % train.eval_every == 0 or last
           scores = self._evaluate(at, state, step) if due else {}
-          if step % train.checkpoint_every == 0 or last or self.stop.wanted:
+          stopping = self._stopping(train, step)
+          if step % train.checkpoint_every == 0 or last or stopping:
             self._save(at, state, step, scores)
-        if self.stop.wanted and step < self.ends[-1]:
+        if stopping and step < self.ends[-1]:
           return state, False
     return state, True
 
@@ -241,12 +254,16 @@ class Run:
 
   def _batches(self, split, batch_size, first_step=0):
     """The rows of this process."""
-    where = {"process": jax.process_index(), "processes": jax.process_count()}
-    return self.corpus.batches(split, batch_size, first_step, **where)
+    return self.corpus.batches(split, batch_size, first_step, *self.share)
 
   def _put(self, batch):
     """A batch on the devices, cut over the axes of tokens."""
     return {name: meshes.batch(rows, self.mesh) for name, rows in batch.items()}
+
+  def _stopping(self, train, step) -> bool:
+    """Whether to end after this step; several processes ask each other at the logged ones."""
+    alone = jax.process_count() == 1
+    return (alone or step % train.log_every == 0) and processes.agreed(self.stop.wanted)
 
   def _check_finite(self, at, state):
     """Stops after too many bad steps in a row; the state is still that of the last good one."""
@@ -284,7 +301,7 @@ class Run:
     if self.folder.done():
       self.record.say(f"this run is done: {step} steps in {self.folder.path}")
       return
-    if at.cfg.train.sample_tokens:
+    if at.cfg.train.sample_tokens and jax.process_count() == 1:
       trained = restore.Trained(step, at.cfg, at.model, averaged(state), self.corpus)
       written = sample.write(trained, "import ", at.cfg.train.sample_tokens)
       self.folder.write_text("sample.txt", written)

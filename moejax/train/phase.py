@@ -5,6 +5,8 @@ import typing
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from moejax.core import dtypes, plugin, runs
 from moejax.core.plugin import Wrong
@@ -63,8 +65,10 @@ def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
   first = jax.jit(first, out_shardings=to)  # of a key: all seeds have one program
   start = lambda token_BT: first(token_BT, key)
-  step = jax.jit(step, donate_argnums=0, out_shardings=(to, None))
-  scores = jax.jit(evaluate.make(model, precision, corpus.tokenizer.bytes_V, len(corpus.labels)))
+  whole = NamedSharding(mesh, P())  # what is read on the host, by any process
+  step = jax.jit(step, donate_argnums=0, out_shardings=(to, whole))
+  scores = evaluate.make(model, precision, corpus.tokenizer.bytes_V, len(corpus.labels))
+  scores = jax.jit(scores, out_shardings=whole)
   return Phase(index, cfg, model, start, step, scores, template)
 
 

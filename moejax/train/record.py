@@ -9,7 +9,7 @@ import numpy as np
 from moejax.core import dtypes
 from moejax.perf import flops as counts
 from moejax.perf import hardware
-from moejax.train import display, evaluate, metrics, rundir
+from moejax.train import display, evaluate, metrics, processes, rundir
 from moejax.train import mesh as meshes
 
 
@@ -17,7 +17,8 @@ class Record:
   """The counts of a run since its first step, also of the parts before a resume."""
 
   def __init__(self, folder: rundir.RunDir, total: int, terminal: bool | None):
-    self.folder, self.total, self.display = folder, total, display.make(total, terminal)
+    self.folder, self.total = folder, total
+    self.display = display.make(total, terminal if folder.writes else False)
     self.tokens, self.flops, self.evaluation = 0, 0.0, {}
     self.start, self.paused = time.perf_counter(), 0.0
     self.lap = (self.start, 0, 0)
@@ -89,7 +90,8 @@ class Record:
     fields |= {"tokens_per_s": round(rate, 1), "step_ms": round(1e3 * seconds / steps, 2)}
     fields |= {"mfu": round(rate * self.flops_per_token / self.peak[1], 4), "time": self.time()}
     fields |= {"knobs": {k: np.asarray(v).tolist() for k, v in seen["knobs"].items()}}
-    fields |= metrics.of_step(seen["sums"], state.model_state, at.cfg.model)
+    model_state = processes.fetch(state.model_state)
+    fields |= metrics.of_step(seen["sums"], model_state, at.cfg.model)
     self.folder.log("train", stage=at.index, step=step, **fields)
     self.folder.say(display.summary(step, self.total, fields), self.display.summary)
 

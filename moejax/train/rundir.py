@@ -40,7 +40,7 @@ class RunDir:
     try:
       (self.path / "plots").mkdir(parents=True, exist_ok=True)
       (self.path / "checkpoints").mkdir(exist_ok=True)
-      probe = self.path / ".writable"
+      probe = self.path / f".writable_{jax.process_index()}"
       probe.write_text("")
       probe.unlink()
     except OSError as reason:

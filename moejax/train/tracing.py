@@ -21,7 +21,7 @@ from moejax.layers import moe
 from moejax.trace import diff
 from moejax.trace import format as formats
 from moejax.train import mesh as meshes
-from moejax.train import metrics, objective, phase
+from moejax.train import metrics, objective, phase, processes
 
 TAPS = ("expert_NK", "gate_NK", "margin_N", "boundary_N")
 
@@ -144,17 +144,17 @@ class Tracer:
 
   def _held_out(self):
     """The first held-out batch: the same text in every recorded step."""
-    where = {"process": jax.process_index(), "processes": jax.process_count()}
-    size = self.at.cfg.train.batch_size
-    with contextlib.closing(self.corpus.batches("validation", size, **where)) as batches:
+    size, share = self.at.cfg.train.batch_size, processes.share(self.mesh)
+    with contextlib.closing(self.corpus.batches("validation", size, 0, *share)) as batches:
       return {name: meshes.batch(rows, self.mesh) for name, rows in next(batches).items()}
 
 
 class Replay:
   """Lays the choices of a trace over the batches of a stage; steps it does not have stay free."""
 
-  def __init__(self, at, corpus):
+  def __init__(self, at, corpus, part: int = 0):
     self.at, self.corpus, self.path, self.blocks = at, corpus, at.cfg.train.replay, {}
+    self.part = part  # of the rows of a batch, that this process has
 
   def over(self, batch: dict, step: int) -> dict:
     """This process's rows of a batch, with what is forced in them."""
@@ -163,7 +163,7 @@ class Replay:
     if not self.blocks:
       self._open(batch)
     B, T = (n - i for i, n in enumerate(batch["token_BT"].shape))
-    rows = slice(jax.process_index() * B, (jax.process_index() + 1) * B)
+    rows = slice(self.part * B, (self.part + 1) * B)
     found, first = self.blocks.get(step), next(iter(self.blocks.values()))
     ids_BTLK = forced(found or first, len(self.at.cfg.model.layers), rows, T)["forced_BTLK"]
     if found is None:

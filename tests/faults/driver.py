@@ -1,4 +1,5 @@
-"""python driver.py CONFIG WORKDIR CACHE [WHEN]: a run in a process of its own, which may end early.
+"""python driver.py CONFIG WORKDIR CACHE [WHEN [I/N@PORT]]: a run in a process of its own, which may
+end early, or in the I-th of N processes that meet at a port.
 
 WHEN is log:KIND:STEP:FAULT, right after the line of metrics of that kind and step, or
 before:STEP:FAULT or save:STEP:FAULT, before or while the checkpoint of that step is written. FAULT
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import resource
 import signal
 import sys
@@ -20,7 +22,7 @@ import numpy as np
 from experiments import command
 from moejax.core import config
 from moejax.data import text
-from moejax.train import checkpoint, loop, rundir
+from moejax.train import checkpoint, loop, processes, rundir
 
 QUICK = {
   "jax_compilation_cache_dir": None,
@@ -28,6 +30,7 @@ QUICK = {
   "jax_persistent_cache_min_entry_size_bytes": -1,
   "jax_disable_most_optimizations": True,
 }
+HEARTBEAT = 10  # seconds, of several processes
 USUAL = {"jax_disable_most_optimizations": False}  # an option that JAX does not show
 
 
@@ -39,13 +42,17 @@ def hurry(cache):
 
 def main(argv):
   """Runs, and says how it ended."""
-  file, workdir, cache, when = [*argv, ""][:4]
+  file, workdir, cache, when, where = [*argv, "", ""][:5]
   hurry(cache)
+  if where:
+    process, total, port = map(int, re.split("[/@]", where))
+    processes.start(f"localhost:{port}", process, total, timeout=HEARTBEAT, meet=60)
   cfg = config.resolve(json.loads(pathlib.Path(file).read_text()))
   if when:
     arm(*when.split(":"))
   result = loop.fit(cfg, workdir, terminal=False)
-  pathlib.Path(workdir, "state.json").write_text(json.dumps(sums(cfg, result), indent=1))
+  if not where:
+    pathlib.Path(workdir, "state.json").write_text(json.dumps(sums(cfg, result), indent=1))
   return 0 if result.finished else 3
 
 
