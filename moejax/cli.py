@@ -42,10 +42,14 @@ def _generate(args) -> str:
 
 
 def _audit(args) -> str:
-  """what components promise, tried out: causality"""
-  from moejax.lab import causality
+  """what is promised, tried out: a mesh against one device (parallel), or causality"""
+  if args.what == "causality":
+    from moejax.lab import causality
 
-  return causality.report(args.routers)
+    return causality.report(args.routers)
+  from moejax.lab import audit_report
+
+  return audit_report.run(args.config, args.out, args.json, args.only)
 
 
 def _lab(args) -> str:
@@ -134,8 +138,7 @@ def parser() -> argparse.ArgumentParser:
   of["generate"].add_argument("--tokens", type=int, default=200, help="how many are added (200)")
   of["generate"].add_argument("--temperature", type=float, default=0.8, help="0: the best (0.8)")
   of["generate"].add_argument("--seed", type=int, default=0, help="of the draws (0)")
-  of["audit"].add_argument("what", choices=["causality"], help="does a later token leak backwards")
-  of["audit"].add_argument("--routers", help="only these, as topk,hash; all components without it")
+  _words_of_audit(of["audit"])
   of["matrix"].add_argument("--out", default="docs/conformance.md", help="the page")
   of["matrix"].add_argument("--routers", help="only these, as topk,hash; all without it")
   of["matrix"].add_argument("--dispatches", help="only these, as sort,gather; all without it")
@@ -160,6 +163,18 @@ def parser() -> argparse.ArgumentParser:
   return top
 
 
+def _words_of_audit(audit) -> None:
+  """Those of the audit, of meshes and of causality."""
+  what = {"nargs": "?", "default": "parallel", "choices": ["parallel", "causality"]}
+  audit.add_argument("what", **what, help="a mesh, or whether a later token leaks backwards")
+  audit.add_argument("--routers", help="causality: only these, as topk,hash; all without it")
+  words = {"action": "append", "default": [], "metavar": "FILE[:ARM]"}
+  audit.add_argument("--config", **words, help="a run, and --config.a.b=value; a grid without it")
+  audit.add_argument("--only", default="", help="cells with this in their title; all without it")
+  audit.add_argument("--out", help="a page, as docs/audit.md")
+  audit.add_argument("--json", help="a file of all numbers")
+
+
 def _words_of_choices(trace, counterfactual) -> None:
   """Those of the verbs that look at single choices."""
   trace.add_argument("what", choices=["record", "show", "replay", "diff"])
@@ -179,13 +194,23 @@ def _words_of_choices(trace, counterfactual) -> None:
     verb.add_argument("--step", type=int, help="of the checkpoint; the newest without it")
 
 
+def _overrides(args, fields: list[str]) -> list[str]:
+  """The words of --config, as core/flags.py reads them."""
+  if not hasattr(args, "config"):
+    raise Wrong(f"{args.verb} reads no config, and {fields[0]!r} was given; leave it out.")
+  return [*(f"--config={file}" for file in args.config), *fields]
+
+
 def main(argv: list[str]) -> int:
   """Runs one verb; a user's mistake is one sentence and exit code 2, a failure 1."""
   words = [word for word in argv if word != "--debug"]
   try:
     if words and not words[0].startswith("-") and words[0] not in VERBS:
       raise Wrong(f"there is no verb {words[0]!r}. {plugin.hint(words[0], VERBS)}")
-    args = parser().parse_args(words)
+    fields = [word for word in words if word.startswith("--config.")]  # judged by core/flags.py
+    args = parser().parse_args([word for word in words if word not in fields])
+    if fields or getattr(args, "config", None):
+      args.config = _overrides(args, fields)
     print(VERBS[args.verb](args), flush=True)
   except (Wrong, Failed) as problem:
     if "--debug" in argv:
