@@ -77,3 +77,41 @@ def test_a_query_pays_for_its_window_and_for_the_anchors_beyond_it():
   keys = lambda t: min(t + 1, 4) + min(2, max(t + 1 - 4, 0))
   want = sum(map(keys, range(T))) / T - sum(min(t + 1, 4) for t in range(T)) / T
   assert cost(window=4, anchors=2) - cost(window=4) == pytest.approx(want)
+
+
+MESHES = [None, ((2, 2), ("fsdp", "tensor")), ((2, 2), ("data", "expert"))]
+
+
+@pytest.mark.parametrize("on", MESHES, ids=str)
+@pytest.mark.parametrize(
+  ("window", "packed"), [(None, True), pytest.param(40, False, marks=pytest.mark.mesh)]
+)
+def test_the_tpu_kernel_sees_the_same_on_any_mesh(window, packed, on):
+  """In interpret mode, forward and gradients, against the blocks of plain XLA."""
+  B, T, H, J, A = 4, 256, 4, 2, 128
+  keys = jax.random.split(jax.random.key(0), 3)
+  q, k, v = (
+    jax.random.normal(key, (B, T, heads, A))
+    for key, heads in zip(keys, (H, J, J), strict=True)
+  )
+  segment_BT = (jnp.arange(T)[None] + 31 * jnp.arange(B)[:, None]) // 100 if packed else None
+  cfg = gqa.Config(H, J, window=window, block=128)
+
+  def outcome(attend, **options):
+    loss = lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, segment_BT, cfg, **options)))
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+
+  want = outcome(gqa.attend)
+  if on is None:
+    assert_close(outcome(gqa.splash, interpret=True), want)
+    return
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  with jax.set_mesh(jax.make_mesh(*on, auto, devices=jax.devices()[:4])):
+    assert_close(outcome(gqa.splash, interpret=True), want)
+
+
+def test_what_the_tpu_kernel_has_no_mask_or_block_for_is_refused():
+  x = jnp.zeros((1, 200, 2, 128))
+  for cfg in (gqa.Config(2, 2), gqa.Config(2, 2, window=3, anchors=1, block=128)):
+    with pytest.raises(NotImplementedError, match="anchors|200 tokens"):
+      gqa.splash(x, x, x, None, cfg)

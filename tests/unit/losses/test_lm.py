@@ -73,14 +73,17 @@ def test_large_logits_do_not_overflow():
   assert np.isfinite(float(total))
 
 
-@pytest.mark.parametrize("cut", [P(), P("tensor")])
-def test_a_mesh_gives_the_same(cut):
+@pytest.mark.parametrize("vocab", [12, 11])
+@pytest.mark.parametrize("rows", [12, 13])
+def test_a_mesh_gives_the_same(rows, vocab):
+  """Rows and vocabulary cut over it, or whole where it does not divide them."""
   x_ND, head_VD, target_N, valid_N = arguments()
-  x_ND, head_VD, target_N = x_ND[:12], jnp.pad(head_VD, ((0, 1), (0, 0))), target_N[:12]
-  want = outcome(plain, x_ND, head_VD, target_N, valid_N[:12])
-  mesh = jax.make_mesh((4, 2), ("data", "tensor"), (AxisType.Auto,) * 2)
+  args = (x_ND[:rows], jnp.pad(head_VD, ((0, vocab - V), (0, 0))), target_N[:rows], valid_N[:rows])
+  want = outcome(plain, *args)
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
   with jax.set_mesh(mesh):
-    x_ND = jax.device_put(x_ND, NamedSharding(mesh, P("data")))
-    head_VD = jax.device_put(head_VD, NamedSharding(mesh, cut))
-    got = outcome(lm.cross_entropy_sum, x_ND, head_VD, target_N, valid_N[:12])
+    cut = NamedSharding(mesh, P("tensor" if vocab % 2 == 0 else None, "fsdp"))
+    x_ND, head_VD, *rest = args
+    chunked = lambda *a: lm.cross_entropy_sum(*a, chunk_bytes=4 * vocab * 2)
+    got = outcome(chunked, x_ND, jax.device_put(head_VD, cut), *rest)
   assert_close(got, want)
