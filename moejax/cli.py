@@ -113,10 +113,25 @@ def _matrix(args) -> str:
   return matrix_page.run(args.out, *which, args.again)
 
 
+def _plan(args) -> str:
+  """what a training step needs on a machine that is not there: memory, FLOPs, bytes moved"""
+  from moejax.lab import plan, plan_page, plan_search
+
+  if args.page:
+    return plan_page.markdown(args.page)
+  if args.check:
+    return plan_page.check(args.check)
+  if not args.topology:
+    raise Wrong("plan: --topology is missing; give one, such as v5p:8x8x4 or h200:4x8.")
+  if args.search:
+    return plan_search.run(args.config, args.topology, args.out)
+  return plan.run(args.config, args.topology, args.mesh, args.out)
+
+
 VERBS = {
   "list": _list, "show": _show, "report": _report, "generate": _generate, "audit": _audit,
   "lab": _lab, "matrix": _matrix, "trace": _trace, "counterfactual": _counterfactual,
-  "room": _room,
+  "room": _room, "plan": _plan,
 }  # fmt: skip
 
 
@@ -160,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
   of["room"].add_argument("--groups", type=int, default=0, help="also of capacity, in so many")
   of["room"].add_argument("--experts", type=int, default=0, help="that are not virtual; all ids")
   _words_of_choices(of["trace"], of["counterfactual"])
+  _words_of_plans(of["plan"])
   return top
 
 
@@ -173,6 +189,18 @@ def _words_of_audit(audit) -> None:
   audit.add_argument("--only", default="", help="cells with this in their title; all without it")
   audit.add_argument("--out", help="a page, as docs/audit.md")
   audit.add_argument("--json", help="a file of all numbers")
+
+
+def _words_of_plans(plan) -> None:
+  """Besides --config=FILE and its overrides, which are those of experiments.run."""
+  words = {"action": "append", "default": [], "metavar": "FILE[:ARM]"}
+  plan.add_argument("--config", **words, help="a run, and --config.a.b=value")
+  plan.add_argument("--topology", help="v5p:8x8x4 (v4, v5e, v5p, v6e, tpu7x), or h200:HOSTSxGPUS")
+  plan.add_argument("--mesh", default="", help="as expert:32,fsdp:8; that of the config without it")
+  plan.add_argument("--out", help="a JSON file; of a search, the file that it resumes")
+  plan.add_argument("--search", action="store_true", help="try meshes and remat policies, rank them")
+  plan.add_argument("--check", nargs="+", metavar="FILE", help="compile JSON plans again, compare")
+  plan.add_argument("--page", nargs="+", metavar="FILE", help="docs/plans.md, from JSON plans")
 
 
 def _words_of_choices(trace, counterfactual) -> None:

@@ -44,14 +44,14 @@ def mesh(chip: str, names: tuple[str, ...] = ("data",), sizes: tuple[int, ...] =
   a = 1 if count == 1 else 2
   while count > a * a:
     a *= 2
-  with _environment():
+  with environment():
     devices = topologies.get_topology_desc(CHIPS[chip].format(a, a), "tpu").devices[:count]
   types = (jax.sharding.AxisType.Auto,) * len(names)
   return jax.sharding.Mesh(np.array(devices).reshape(sizes), names, axis_types=types)
 
 
 @contextlib.contextmanager
-def _environment():
+def environment():
   """What the TPU's compiler reads when it is loaded and first used.
 
   Flags are those of this machine's compiler, and at one that it lacks it ends the process.
@@ -70,7 +70,7 @@ def compile(function, *args, mesh: jax.sharding.Mesh) -> Compiled:
   """Compiles a function of arrays or jax.ShapeDtypeStructs, which are whole on each device."""
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), args)
-  with jax.set_mesh(mesh), _environment():
+  with jax.set_mesh(mesh), environment():
     lowered = jax.jit(function).trace(*shapes).lower(lowering_platforms=("tpu",))
     program = lowered.compile()
   text, cost, memory = lowered.as_text(), program.cost_analysis(), program.memory_analysis()

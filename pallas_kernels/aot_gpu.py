@@ -64,11 +64,11 @@ def missing() -> str | None:
 @functools.cache
 def device(hosts: int = 1, per_host: int = 1):
   """The first H200 of so many; its `client` has no memory and runs nothing."""
-  return _topology(hosts, per_host).devices[0]
+  return topology(hosts, per_host).devices[0]
 
 
 @functools.cache
-def _topology(hosts: int, per_host: int):
+def topology(hosts: int, per_host: int):
   importlib.import_module("jax_plugins.xla_cuda13")  # makes the platform known
   shape = f"1x{hosts}x{per_host}"
   return topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology=shape)
@@ -77,7 +77,7 @@ def _topology(hosts: int, per_host: int):
 def mesh(names: tuple[str, ...] = ("data",), sizes: tuple[int, ...] = (1,)) -> jax.sharding.Mesh:
   """A mesh of H200s, eight to a host."""
   count = int(np.prod(sizes))
-  devices = _topology(-(-count // 8), min(count, 8)).devices[:count]
+  devices = topology(-(-count // 8), min(count, 8)).devices[:count]
   types = (jax.sharding.AxisType.Auto,) * len(names)
   return jax.sharding.Mesh(np.array(devices).reshape(sizes), names, axis_types=types)
 

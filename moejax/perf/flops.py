@@ -74,6 +74,7 @@ def _leaves(model_cfg, seq_len: int) -> list[tuple[tuple, tuple]]:
   model = plugin.module(model_cfg).Model(model_cfg)
   # a sequence for each device: a dispatch on a mesh cuts them, and refuses what it cannot cut
   token_BT = jax.ShapeDtypeStruct((target.devices(), seq_len), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(model.init, key, token_BT)["params"]
   found = jax.tree_util.tree_flatten_with_path(shapes)[0]
   return [(tuple(key.key for key in path), leaf.shape) for path, leaf in found]

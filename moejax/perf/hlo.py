@@ -125,7 +125,7 @@ def _walk(name, bodies, everyone, branch, times=1, known=True) -> list[Collectiv
     if kind in KINDS:
       found.append(_collective(one, kind, everyone, times, known))
     elif one.opcode == "while":
-      count = _trips(one, inside, bodies)
+      count = trips(one, inside, bodies)
       found += deeper(below[0], count or 1, count is not None)
     elif one.opcode == "conditional":
       found += branch(map(deeper, below), key=lambda part: sum(c.bytes for c in part))
@@ -138,19 +138,19 @@ def _walk(name, bodies, everyone, branch, times=1, known=True) -> list[Collectiv
 
 def _collective(one, kind, everyone, times, known):
   """The instruction as a Collective; the start of an asynchronous one has (operands, results)."""
-  parts = _parts(one.shape)
+  parts = split(one.shape)
   if one.opcode.endswith("-start") and kind != "all-reduce":
-    parts = _parts(parts[1])
+    parts = split(parts[1])
   groups = _groups(one.rest, everyone)
   size = 2 if kind == "collective-permute" else len(groups[0])
   more = size if kind == "reduce-scatter" else 1
   dtype = "+".join(sorted({part.partition("[")[0] for part in parts}))
   where = re.search(r'op_name="([^"]*)"', one.rest)
-  moved = float(sum(map(_bytes, parts)) * more * times)
+  moved = float(sum(map(bytes_of, parts)) * more * times)
   return Collective(kind, moved, size, groups, times, known, dtype, where[1] if where else "")
 
 
-def _trips(one, around, bodies) -> int | None:
+def trips(one, around, bodies) -> int | None:
   """How often a loop runs: as the compiler says, or as a counter from a constant to another."""
   said = re.search(r'known_trip_count":?\{"n":"(\d+)"', one.rest)
   if said:
@@ -204,10 +204,10 @@ def _closing(text: str, start: int) -> int:
   raise ValueError(f"no closing bracket in {text[start : start + 60]!r}.")
 
 
-def _parts(shape: str) -> list[str]:
+def split(shape: str) -> list[str]:
   """The elements of a tuple, or the shape itself.
 
-  >>> _parts("((f32[2]{0}), f32[2,3]{1,0:T(8,128)}, u32[])")
+  >>> split("((f32[2]{0}), f32[2,3]{1,0:T(8,128)}, u32[])")
   ['(f32[2]{0})', 'f32[2,3]{1,0:T(8,128)}', 'u32[]']
   """
   if not shape.startswith("("):
@@ -222,9 +222,9 @@ def _parts(shape: str) -> list[str]:
   return [part.strip() for part in parts]
 
 
-def _bytes(shape: str) -> float:
+def bytes_of(shape: str) -> float:
   """
-  >>> _bytes("bf16[2,3]{1,0:T(8,128)(2,1)}"), _bytes("pred[]"), _bytes("f8e4m3fn[4]")
+  >>> bytes_of("bf16[2,3]{1,0:T(8,128)(2,1)}"), bytes_of("pred[]"), bytes_of("f8e4m3fn[4]")
   (12.0, 1.0, 4.0)
   """
   dtype, _, sizes = shape.partition("[")
@@ -240,25 +240,71 @@ def _groups(rest: str, everyone: tuple[int, ...]) -> tuple[tuple[int, ...], ...]
   ((0, 4), (1, 5), (2, 6), (3, 7))
   >>> _groups("source_target_pairs={{0,4},{4,0}}", ())
   ((0, 4), (4, 0))
+  >>> _groups("replica_groups=mesh['a'=2,'b'=2] {'a'}, dimensions={0}", ())
+  ((0, 2), (1, 3))
   """
   words = r"(?:replica_groups|source_target_pairs)="
   written = re.search(words + r"\{((?:\{[\d,]*\},?)*)\}", rest)
   if written:
     groups = [tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", written[1])]
     return tuple(groups) or (everyone,)
-  iota = re.search(words + r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
-  if not iota:
-    raise ValueError(f"replica groups of an unknown form: {rest[:120]!r}.")
-  numbers = lambda word: [int(n) for n in word.split(",")]
-  sizes = numbers(iota[3])
-  order = numbers(iota[4]) if iota[4] else list(range(len(sizes)))
+  iota = re.search(words + r"\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest)
+  if iota:
+    flat, size = _iota(iota[3]), int(iota[2])
+    return tuple(tuple(flat[i : i + size]) for i in range(0, len(flat), size))
+  named = re.search(words + r"mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}", rest)
+  if not named:
+    raise ValueError(f"replica groups of an unknown form: {rest[:160]!r}.")
+  groups = _by_name(named[1], named[3])
+  if not named[2]:
+    return groups
+  devices = _iota(named[2])
+  return tuple(tuple(devices[i] for i in group) for group in groups)
+
+
+def _iota(text: str) -> list[int]:
+  """Numbers that count through sizes, read in another order of the axes.
+
+  >>> _iota("[2,3]T(1,0)"), _iota("[4]")
+  ([0, 3, 1, 4, 2, 5], [0, 1, 2, 3])
+  """
+  written, _, turned = text.partition("T")
+  numbers = lambda word: [int(n) for n in re.findall(r"\d+", word)]
+  sizes = numbers(written)
+  order = numbers(turned) or list(range(len(sizes)))
   strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-  flat = [
+  return [
     sum(place * strides[axis] for place, axis in zip(places, order, strict=True))
     for places in itertools.product(*(range(sizes[axis]) for axis in order))
   ]
-  size = int(iota[2])
-  return tuple(tuple(flat[i : i + size]) for i in range(0, len(flat), size))
+
+
+def _by_name(mesh: str, over: str) -> tuple[tuple[int, ...], ...]:
+  """The groups over some axes of a mesh; a part of an axis is written 'a':(before)size.
+
+  >>> _by_name("'a'=4,'b'=2", "'a':(2)2,'b'")
+  ((0, 1, 2, 3), (4, 5, 6, 7))
+  """
+  sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
+  names, shape = list(sizes), list(sizes.values())
+  strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+  steps = []  # of the group, the last the fastest
+  for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", over):
+    whole, stride = sizes[name], strides[names.index(name)]
+    part = int(size) if size else whole
+    inner = whole // (int(before) * part) if size else 1
+    steps.append((part, stride * inner))
+  places = lambda steps: itertools.product(*(range(part) for part, _ in steps))
+  offsets = [
+    sum(i * stride for i, (_, stride) in zip(at, steps, strict=True)) for at in places(steps)
+  ]
+  covered, groups = set(), []
+  for first in range(math.prod(shape)):
+    if first not in covered:
+      group = tuple(first + offset for offset in offsets)
+      covered.update(group)
+      groups.append(group)
+  return tuple(groups)
 
 
 def _coordinates(device: int, sizes: dict[str, int]) -> dict[str, int]:

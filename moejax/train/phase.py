@@ -41,16 +41,25 @@ def knobs(cfg) -> dict:
   return {name: schedule(section, stages.ends(cfg)[-1]) for name, section in cfg.knobs}
 
 
-def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
-  """The functions of a stage whose run config is `cfg`."""
-  _check_modalities(cfg.model, corpus)
+class Program(typing.NamedTuple):
+  """What a stage computes, from its config alone: nothing here is an array yet."""
+
+  model: typing.Any
+  first: typing.Callable  # (token_BT, key) -> state
+  step: typing.Callable  # (state, batch) -> (state, metrics)
+  template: steps.TrainState  # shapes and shardings of the state
+
+
+def program(cfg, trainable, mesh) -> Program:
+  """The functions of a stage whose run config is `cfg`, to be compiled for the context mesh."""
   model = plugin.module(cfg.model).Model(cfg.model)
   steps_in_all = stages.ends(cfg)[-1]
   curve = schedule(cfg.train.schedule, steps_in_all)
   lr = lambda step: cfg.train.lr_peak * curve(step)
   precision = dtypes.filled(cfg.precision)
   token_BT = jax.ShapeDtypeStruct(micro_batch(cfg), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(model.init, key, token_BT)["params"]
   optim = plugin.module(cfg.optim)
   tx = optim.make(cfg.optim, lr, shapes, precision.moments, trainable, steps_in_all)
   loss_fn = objective.make(model, precision)
@@ -60,15 +69,23 @@ def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
   first = lambda token_BT, key: steps.init(
     model, tx, token_BT, cfg.train, dtypes.dtype(precision.params), key
   )
-  key = jax.random.key(cfg.train.seed)
   template = meshes.placed(jax.eval_shape(first, token_BT, key), mesh)
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
   first = jax.jit(first, out_shardings=to)  # of a key: all seeds have one program
-  start = lambda token_BT: first(token_BT, key)
   whole = NamedSharding(mesh, P())  # what is read on the host, by any process
   step = jax.jit(step, donate_argnums=0, out_shardings=(to, whole))
-  scores = evaluate.make(model, precision, corpus.tokenizer.bytes_V, len(corpus.labels))
-  scores = jax.jit(scores, out_shardings=whole)
+  return Program(model, first, step, template)
+
+
+def make(index: int, cfg, trainable, corpus, mesh) -> Phase:
+  """A stage on a corpus: its functions are compiled when they are first called."""
+  _check_modalities(cfg.model, corpus)
+  model, first, step, template = program(cfg, trainable, mesh)
+  key = jax.random.key(cfg.train.seed)
+  start = lambda token_BT: first(token_BT, key)
+  sizes = (corpus.tokenizer.bytes_V, len(corpus.labels))
+  scores = evaluate.make(model, dtypes.filled(cfg.precision), *sizes)
+  scores = jax.jit(scores, out_shardings=NamedSharding(mesh, P()))
   return Phase(index, cfg, model, start, step, scores, template)
 
 

@@ -1,0 +1,201 @@
+"""What a training step needs on a machine that is not there: memory, FLOPs, bytes moved.
+
+The whole step (forward, backward, optimiser, hooks) goes through the machine's own compiler on this
+one; no array is ever made. Bytes, FLOPs and seconds are those of one device and one step.
+"""
+
+import importlib.metadata
+import json
+import math
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+
+from moejax.core import config, flags
+from moejax.core.plugin import Failed, Wrong
+from moejax.perf import compiled, flops, hardware, hlo, links, machines
+from moejax.train import mesh as meshes
+from moejax.train import phase
+
+SEQ = 4096  # of a config that says nothing of data
+SMALL = 2**20  # bytes of a collective that the table leaves to the last line
+LIMIT = 1 / 50  # by which a figure may differ from that of a committed plan
+
+
+def make(words: list[str], topology: str, mesh: str = "") -> dict:
+  """The plan of a config, given as the words of a command line, on a topology.
+
+  A config that says nothing of data gets sequences of 4096, and one of them for each part that the
+  mesh cuts tokens into.
+  """
+  machine = machines.find(topology)
+  section = flags.parse(words)
+  sizes = meshes.parse(mesh or section.get("mesh", "")) or {"data": len(machine.devices)}
+  there = machines.mesh(machine, sizes)
+  section.setdefault("data", {}).setdefault("seq_len", SEQ)
+  train = section.setdefault("train", {})
+  train.setdefault("batch_size", meshes.rows(there) * train.get("accumulate", 1))
+  with jax.set_mesh(there):
+    cfg = config.resolve(section)
+    if cfg.model.vocab is None:
+      raise Wrong("plan: model.vocab follows a tokenizer, and a plan reads no text; set it.")
+    meshes.check(cfg, there)
+    found = of(cfg, machine, there)
+  how = {"topology": topology, "mesh": ",".join(f"{a}:{n}" for a, n in sizes.items())}
+  return {"words": words, **how, **found}
+
+
+def of(cfg, machine: machines.Machine, mesh) -> dict:
+  """The plan of a resolved run on the mesh in context."""
+  start = time.perf_counter()
+  _, _, step, template = phase.program(cfg, None, mesh)
+  batch = abstract_batch(cfg, mesh)
+  lowered = step.trace(template, batch).lower(lowering_platforms=(machine.platform,))
+  traced = time.perf_counter() - start
+  try:
+    program = compiled.compile(lowered, "step")
+  except compiled.Full as problem:
+    raise Failed(
+      f"plan: the step does not fit {machine.text}: {problem}; cut it over more devices (fsdp,"
+      " expert), set model.remat=full, or make the micro-batch smaller with train.accumulate."
+    ) from problem
+  tokens, devices = cfg.train.batch_size * cfg.data.seq_len, len(machine.devices)
+  needed = flops.train(cfg.model, cfg.data.seq_len) * tokens / devices
+  collectives = hlo.collectives(program.text)
+  peak = hardware.data_sheet(machine.devices[0].device_kind, "bfloat16") or math.inf
+  return {
+    "devices": devices,
+    "tokens": tokens,
+    "params": flops.params(cfg.model, cfg.data.seq_len),
+    "bytes": {"room": machine.room(), **state_bytes(template), **_of_program(program)},
+    "flops": needed,
+    "collectives": by_kind(collectives, dict(mesh.shape)),
+    "largest": [list(row) for row in program.largest],
+    "seconds": {
+      "compute": needed / peak,
+      "links": links.seconds(collectives, machine),
+      "trace": traced,
+      "compile": program.seconds,
+    },
+    "compiler": compiler(machine.platform),
+  }
+
+
+def abstract_batch(cfg, mesh) -> dict:
+  """The shapes of a batch, cut over the axes of tokens."""
+  cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(meshes.token_axes(mesh)))
+  shape = (cfg.train.batch_size, cfg.data.seq_len + 1)
+  rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=cut)
+  return {"token_BT": rows, "segment_BT": rows}
+
+
+def state_bytes(template) -> dict[str, int]:
+  """Bytes of the parts of the state on one device."""
+
+  def held(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
+    part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sum(part(leaf) for leaf in leaves)
+
+  rest = (template.model_state, template.ema)
+  return {"params": held(template.params), "optim": held(template.opt_state), "rest": held(rest)}
+
+
+def _of_program(program) -> dict[str, int]:
+  memory = program.memory
+  kept = compiled.kept(program.text)
+  total = memory["arguments"] + memory["temporary"]
+  words = ("temporary", "host")
+  return {**{w: memory[w] for w in words}, "kept": kept, "peak": memory["peak"] or total}
+
+
+def by_kind(found: list[hlo.Collective], sizes: dict[str, int]) -> list[dict]:
+  """Collectives added up by kind, mesh axes and dtype, those of the most bytes first."""
+  rows: dict[tuple, dict] = {}
+  for one in found:
+    key = (one.kind, ",".join(hlo.axes(one.groups, sizes)), one.dtype)
+    row = rows.setdefault(key, {"times": 0, "bytes": 0.0, "known": True})
+    row["times"] += one.times
+    row["bytes"] += one.bytes
+    row["known"] &= one.known
+  rows = dict(sorted(rows.items(), key=lambda item: -item[1]["bytes"]))
+  return [dict(zip(("kind", "axes", "dtype"), key, strict=True)) | row for key, row in rows.items()]
+
+
+def compiler(platform: str) -> str:
+  """The name and version of the package that compiled."""
+  package = {"tpu": "libtpu", "cuda": "jax-cuda13-plugin"}[platform]
+  return f"{package} {importlib.metadata.version(package)}, jax {jax.__version__}"
+
+
+def fits(plan: dict) -> bool:
+  """Whether a device has room for it."""
+  return plan["bytes"]["peak"] <= plan["bytes"]["room"]
+
+
+def table(plan: dict) -> str:
+  """The plan for a reader."""
+  size, seconds = plan["bytes"], plan["seconds"]
+  share = size["peak"] / size["room"]
+  total, active = (plan["params"][word] / 1e9 for word in ("total", "active"))
+  lines = [
+    f"{plan['topology']}, {plan['devices']} devices, mesh {plan['mesh']};"
+    f" {total:.1f}B parameters, {active:.1f}B active; {plan['tokens']:,} tokens in a step",
+    "",
+    f"{'memory of a device':<44} {'GiB':>9}",
+    _row("parameters", size["params"]),
+    _row("optimiser", size["optim"]),
+    _row("other state", size["rest"]),
+    _row("temporaries", size["temporary"]),
+    _row("  of them activations kept for backward", size["kept"]),
+    _row("peak", size["peak"]) + f"   {share:.0%} of {size['room'] / 2**30:.1f} GiB"
+    + ("" if fits(plan) else ": DOES NOT FIT"),
+    _row("host memory", size["host"]),
+    "",
+    f"{'collective':<20} {'axes':<24} {'dtype':<10} {'times':>7} {'GiB':>9}",
+  ]  # fmt: skip
+  large = [row for row in plan["collectives"] if row["bytes"] >= SMALL]
+  for row in large:
+    open_ended = "" if row["known"] else "  at least: a loop of unknown length"
+    lines.append(
+      f"{row['kind']:<20} {row['axes']:<24} {row['dtype']:<10} {row['times']:>7}"
+      f" {row['bytes'] / 2**30:>9.3f}{open_ended}"
+    )
+  small = [row for row in plan["collectives"] if row["bytes"] < SMALL]
+  lines.append(f"and {len(small)} kinds of less than 1 MiB, {sum(r['bytes'] for r in small):,.0f} B")
+  lines += [
+    "",
+    f"{plan['flops'] / 1e12:.1f} TFLOP needed: {seconds['compute']:.2f} s at the data sheet's peak;"
+    f" {seconds['links']:.2f} s of collectives at the rate of the links",
+    f"traced in {seconds['trace']:.0f} s, compiled in {seconds['compile']:.0f} s"
+    f" ({plan['compiler']})",
+    "largest values: " + ", ".join(f"{shape} {n / 2**30:.2f}" for n, shape in plan["largest"][:5]),
+  ]
+  return "\n".join(lines)
+
+
+def _row(what: str, size: int) -> str:
+  return f"{what:<44} {size / 2**30:>9.2f}"
+
+
+def run(words: list[str], topology: str, mesh: str = "", out: str | None = None) -> str:
+  """What the command prints: the table; Failed where the step does not fit, after writing `out`."""
+  plan = make(words, topology, mesh)
+  if out:
+    write(plan, out)
+  if not fits(plan):
+    need, room = (plan["bytes"][word] / 2**30 for word in ("peak", "room"))
+    raise Failed(
+      f"plan: the step needs {need:.1f} GiB of a device that has {room:.1f}; cut it over more"
+      f" devices, set model.remat=full, or raise train.accumulate.\n\n{table(plan)}"
+    )
+  return table(plan) + (f"\n{out}" if out else "")
+
+
+def write(plan: dict, path: str) -> None:
+  """A plan as JSON, one line for each row of a list."""
+  text = json.dumps(plan, indent=1)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(path).write_text(text + "\n")
