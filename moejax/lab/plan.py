@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import pathlib
+import re
 import time
 
 import jax
@@ -20,8 +21,8 @@ from moejax.train import mesh as meshes
 from moejax.train import phase
 
 SEQ = 4096  # of a config that says nothing of data
+GiB = 2**30
 SMALL = 2**20  # bytes of a collective that the table leaves to the last line
-LIMIT = 1 / 50  # by which a figure may differ from that of a committed plan
 
 
 def make(words: list[str], topology: str, mesh: str = "") -> dict:
@@ -43,6 +44,7 @@ def make(words: list[str], topology: str, mesh: str = "") -> dict:
       raise Wrong("plan: model.vocab follows a tokenizer, and a plan reads no text; set it.")
     meshes.check(cfg, there)
     found = of(cfg, machine, there)
+  found["params"] = flops.params(cfg.model, cfg.data.seq_len)
   how = {"topology": topology, "mesh": ",".join(f"{a}:{n}" for a, n in sizes.items())}
   return {"words": words, **how, **found}
 
@@ -51,6 +53,13 @@ def of(cfg, machine: machines.Machine, mesh) -> dict:
   """The plan of a resolved run on the mesh in context."""
   start = time.perf_counter()
   _, _, step, template = phase.program(cfg, None, mesh)
+  held = state_bytes(template)
+  if sum(held.values()) > machine.room():
+    raise Failed(
+      f"plan: parameters and moments take {sum(held.values()) / GiB:.1f} GiB of a device that has"
+      f" {machine.room() / GiB:.1f} ({machine.text}); cut them over more devices (fsdp, expert,"
+      " tensor), or set precision.params=bfloat16."
+    )
   batch = abstract_batch(cfg, mesh)
   lowered = step.trace(template, batch).lower(lowering_platforms=(machine.platform,))
   traced = time.perf_counter() - start
@@ -68,8 +77,7 @@ def of(cfg, machine: machines.Machine, mesh) -> dict:
   return {
     "devices": devices,
     "tokens": tokens,
-    "params": flops.params(cfg.model, cfg.data.seq_len),
-    "bytes": {"room": machine.room(), **state_bytes(template), **_of_program(program)},
+    "bytes": {"room": machine.room(), **held, **_of_program(program)},
     "flops": needed,
     "collectives": by_kind(collectives, dict(mesh.shape)),
     "largest": [list(row) for row in program.largest],
@@ -114,9 +122,10 @@ def _of_program(program) -> dict[str, int]:
 def by_kind(found: list[hlo.Collective], sizes: dict[str, int]) -> list[dict]:
   """Collectives added up by kind, mesh axes and dtype, those of the most bytes first."""
   rows: dict[tuple, dict] = {}
-  for one in found:
+  for one in sorted(found, key=lambda one: -one.bytes):
     key = (one.kind, ",".join(hlo.axes(one.groups, sizes)), one.dtype)
-    row = rows.setdefault(key, {"times": 0, "bytes": 0.0, "known": True})
+    most = {"times": 0, "bytes": 0.0, "known": True, "where": place(one.where)}
+    row = rows.setdefault(key, most)
     row["times"] += one.times
     row["bytes"] += one.bytes
     row["known"] &= one.known
@@ -124,9 +133,20 @@ def by_kind(found: list[hlo.Collective], sizes: dict[str, int]) -> list[dict]:
   return [dict(zip(("kind", "axes", "dtype"), key, strict=True)) | row for key, row in rows.items()]
 
 
+def place(where: str) -> str:
+  """Where in the model an operation is, without the words of its transforms.
+
+  >>> place("jit(step)/transpose(jvp(Model))/while/body/layers_000_003/checkpoint/0/ffn/psum")
+  'backward 0/ffn/psum'
+  """
+  ends = [word for word in where.split("/") if word][-3:]
+  plain = [word for word in ends if not re.match(r"jit|jvp|transpose|while|checkpoint|closed", word)]
+  return ("backward " if "transpose(" in where else "") + "/".join(plain)
+
+
 def compiler(platform: str) -> str:
   """The name and version of the package that compiled."""
-  package = {"tpu": "libtpu", "cuda": "jax-cuda13-plugin"}[platform]
+  package = {"tpu": "libtpu", "cuda": "jax-cuda13-plugin"}.get(platform, "jaxlib")
   return f"{package} {importlib.metadata.version(package)}, jax {jax.__version__}"
 
 
@@ -150,18 +170,18 @@ def table(plan: dict) -> str:
     _row("other state", size["rest"]),
     _row("temporaries", size["temporary"]),
     _row("  of them activations kept for backward", size["kept"]),
-    _row("peak", size["peak"]) + f"   {share:.0%} of {size['room'] / 2**30:.1f} GiB"
+    _row("peak", size["peak"]) + f"   {share:.0%} of {size['room'] / GiB:.1f} GiB"
     + ("" if fits(plan) else ": DOES NOT FIT"),
     _row("host memory", size["host"]),
     "",
-    f"{'collective':<20} {'axes':<24} {'dtype':<10} {'times':>7} {'GiB':>9}",
+    f"{'collective':<20} {'axes':<24} {'dtype':<10} {'times':>7} {'GiB':>9}  most of it",
   ]  # fmt: skip
   large = [row for row in plan["collectives"] if row["bytes"] >= SMALL]
   for row in large:
     open_ended = "" if row["known"] else "  at least: a loop of unknown length"
     lines.append(
       f"{row['kind']:<20} {row['axes']:<24} {row['dtype']:<10} {row['times']:>7}"
-      f" {row['bytes'] / 2**30:>9.3f}{open_ended}"
+      f" {row['bytes'] / GiB:>9.3f}  {row['where']}{open_ended}"
     )
   small = [row for row in plan["collectives"] if row["bytes"] < SMALL]
   lines.append(f"and {len(small)} kinds of less than 1 MiB, {sum(r['bytes'] for r in small):,.0f} B")
@@ -171,13 +191,13 @@ def table(plan: dict) -> str:
     f" {seconds['links']:.2f} s of collectives at the rate of the links",
     f"traced in {seconds['trace']:.0f} s, compiled in {seconds['compile']:.0f} s"
     f" ({plan['compiler']})",
-    "largest values: " + ", ".join(f"{shape} {n / 2**30:.2f}" for n, shape in plan["largest"][:5]),
+    "largest values: " + ", ".join(f"{shape} {n / GiB:.2f}" for n, shape in plan["largest"][:5]),
   ]
   return "\n".join(lines)
 
 
 def _row(what: str, size: int) -> str:
-  return f"{what:<44} {size / 2**30:>9.2f}"
+  return f"{what:<44} {size / GiB:>9.2f}"
 
 
 def run(words: list[str], topology: str, mesh: str = "", out: str | None = None) -> str:
@@ -186,7 +206,7 @@ def run(words: list[str], topology: str, mesh: str = "", out: str | None = None)
   if out:
     write(plan, out)
   if not fits(plan):
-    need, room = (plan["bytes"][word] / 2**30 for word in ("peak", "room"))
+    need, room = (plan["bytes"][word] / GiB for word in ("peak", "room"))
     raise Failed(
       f"plan: the step needs {need:.1f} GiB of a device that has {room:.1f}; cut it over more"
       f" devices, set model.remat=full, or raise train.accumulate.\n\n{table(plan)}"

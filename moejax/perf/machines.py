@@ -36,7 +36,7 @@ CHIPS = {
   "tpu7x": Chip(96 * GiB, 50 * GB, 50 * GB),
   "h200": Chip(150_754_820_096, 450 * GB, 50 * GB),
 }
-RESERVED = {"cuda": 0.05, "tpu": 0.0}  # for the runtime; a TPU's compiler knows its own share
+RESERVED = {"cuda": 0.05}  # for the runtime; the compiler of a TPU keeps its own share
 
 
 class Machine(typing.NamedTuple):
@@ -50,7 +50,7 @@ class Machine(typing.NamedTuple):
 
   def room(self) -> int:
     """Bytes of a device that a program may use."""
-    return int(self.chip.memory * (1 - RESERVED[self.platform]))
+    return int(self.chip.memory * (1 - RESERVED.get(self.platform, 0)))
 
 
 def parse(text: str) -> tuple[str, tuple[int, ...]]:
