@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.core import cuts, exchange
 from moejax.core.rows import Rows
@@ -21,6 +22,7 @@ def through(x_MD: jax.Array, count_WE: jax.Array, R: int, experts, cut: cuts.Cut
   count_WWe = count_WE.reshape(cut.owners, cut.owners, -1)
   sent_WW = count_WWe.sum(2)
   x_RD = experts.waiting(exchange.rows(x_MD, sent_WW, R, cut))
+  x_RD = checkpoint_name(x_RD, "arrived")
   y_RD = _run(x_RD, count_WWe[:, cut.owner()], experts)
   return exchange.rows(y_RD, sent_WW.T, len(x_MD), cut)
 

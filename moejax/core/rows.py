@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import permute
 from pallas_kernels.permute import xla
@@ -29,6 +30,7 @@ class Rows:
 
   def combine(self, y_MD: jax.Array) -> jax.Array:
     """Rows back to their tokens: y[n] = sum of gate * y[m] over the rows m of n, in float32."""
+    y_MD = checkpoint_name(y_MD, "returned")
     if self.row_NK is not None:
       y_ND = permute.unpermute(y_MD, self.gate_M, self.token_M, self.row_NK)
       return y_ND.astype(self.x_ND.dtype)

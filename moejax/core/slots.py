@@ -7,6 +7,7 @@ there(x_EcD) -> x_eCD, what arrives at the experts of this device, and back(y_eC
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.core import cuts
 from moejax.core.plan import TokenPlan
@@ -29,7 +30,7 @@ def filled(plan, x_nD: jax.Array) -> Rows:
 def run(x_eCD: jax.Array, experts) -> jax.Array:
   """Every expert of this device on its slots."""
   e, C, D = x_eCD.shape
-  x_eCD = experts.waiting(x_eCD)
+  x_eCD = checkpoint_name(experts.waiting(x_eCD), "arrived")
   here = Rows(x_eCD.reshape(e * C, D), jnp.arange(e * C), jnp.ones(e * C))
   return experts.fn(experts.params, here, jnp.full((e,), C)).reshape(e, C, D)
 

@@ -18,7 +18,7 @@ from moejax.core import config, flags
 from moejax.core.plugin import Failed, Wrong
 from moejax.perf import compiled, flops, hardware, hlo, links, machines
 from moejax.train import mesh as meshes
-from moejax.train import phase
+from moejax.train import offload, phase
 
 SEQ = 4096  # of a config that says nothing of data
 GiB = 2**30
@@ -103,7 +103,7 @@ def state_bytes(template) -> dict[str, int]:
   """Bytes of the parts of the state on one device."""
 
   def held(tree):
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "sharding")]
+    leaves = [a for a in jax.tree.leaves(tree) if a.sharding.memory_kind != offload.HOST]
     part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return sum(part(leaf) for leaf in leaves)
 

@@ -21,7 +21,7 @@ from moejax.lab import plan as plans
 from moejax.layers import moe
 from moejax.perf import machines
 
-REMAT = {"none": 1.0, "dots": 1.0, "full": 4 / 3}  # how often a FLOP is done: full, forward again
+REMAT = {"none": 1.0, "dispatch": 4 / 3, "full": 4 / 3}  # how often a FLOP of the step is done
 TENSOR = (1, 2, 4, 8)
 
 

@@ -23,6 +23,7 @@ class Config:
   weight_decay: float = 0.1
   clip_norm: float | None = 1.0  # of the gradient of all leaves that learn
   rules: tuple = ()  # of optim/groups.py
+  offload: bool = False  # between steps the moments are in the memory of the host
 
   def __post_init__(self):
     if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from moejax.core import dtypes, plugin, runs
 from moejax.core.plugin import Wrong
-from moejax.train import balancing, buffers, evaluate, objective, stages
+from moejax.train import balancing, buffers, evaluate, objective, offload, stages
 from moejax.train import mesh as meshes
 from moejax.train import step as steps
 
@@ -70,6 +70,8 @@ def program(cfg, trainable, mesh) -> Program:
     model, tx, token_BT, cfg.train, dtypes.dtype(precision.params), key
   )
   template = meshes.placed(jax.eval_shape(first, token_BT, key), mesh)
+  if cfg.optim.offload:
+    template, step = offload.moments(template), offload.fetching(step)
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
   first = jax.jit(first, out_shardings=to)  # of a key: all seeds have one program
   whole = NamedSharding(mesh, P())  # what is read on the host, by any process
