@@ -119,8 +119,8 @@ def _plan(args) -> str:
 
   if args.page:
     return plan_page.markdown(args.page)
-  if args.check:
-    return plan_page.check(args.check)
+  if args.check or args.remake:
+    return plan_page.check(args.check or args.remake, remake=not args.check)
   if not args.topology:
     raise Wrong("plan: --topology is missing; give one, such as v5p:8x8x4 or h200:4x8.")
   if args.search:
@@ -198,8 +198,11 @@ def _words_of_plans(plan) -> None:
   plan.add_argument("--topology", help="v5p:8x8x4 (v4, v5e, v5p, v6e, tpu7x), or h200:HOSTSxGPUS")
   plan.add_argument("--mesh", default="", help="as expert:32,fsdp:8; that of the config without it")
   plan.add_argument("--out", help="a JSON file; of a search, the file that it resumes")
-  plan.add_argument("--search", action="store_true", help="try meshes and remat policies, rank them")
+  plan.add_argument(
+    "--search", action="store_true", help="try meshes and remat policies, rank them"
+  )
   plan.add_argument("--check", nargs="+", metavar="FILE", help="compile JSON plans again, compare")
+  plan.add_argument("--remake", nargs="+", metavar="FILE", help="compile JSON plans again, replace")
   plan.add_argument("--page", nargs="+", metavar="FILE", help="docs/plans.md, from JSON plans")
 
 

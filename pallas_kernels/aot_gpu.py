@@ -69,6 +69,7 @@ def device(hosts: int = 1, per_host: int = 1):
 
 @functools.cache
 def topology(hosts: int, per_host: int):
+  """So many hosts with so many H200s each; its `devices` are for the compiler alone."""
   importlib.import_module("jax_plugins.xla_cuda13")  # makes the platform known
   shape = f"1x{hosts}x{per_host}"
   return topologies.get_topology_desc("h200", platform="cuda", target_config=H200, topology=shape)

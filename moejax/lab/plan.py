@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from moejax.core import config, flags
 from moejax.core.plugin import Failed, Wrong
+from moejax.optim import offload
 from moejax.perf import compiled, flops, hardware, hlo, links, machines
 from moejax.train import mesh as meshes
-from moejax.train import offload, phase
+from moejax.train import phase
 
 SEQ = 4096  # of a config that says nothing of data
 GiB = 2**30
@@ -140,7 +141,9 @@ def place(where: str) -> str:
   'backward 0/ffn/psum'
   """
   ends = [word for word in where.split("/") if word][-3:]
-  plain = [word for word in ends if not re.match(r"jit|jvp|transpose|while|checkpoint|closed", word)]
+  plain = [
+    word for word in ends if not re.match(r"jit|jvp|transpose|while|checkpoint|closed", word)
+  ]
   return ("backward " if "transpose(" in where else "") + "/".join(plain)
 
 
@@ -184,7 +187,9 @@ def table(plan: dict) -> str:
       f" {row['bytes'] / GiB:>9.3f}  {row['where']}{open_ended}"
     )
   small = [row for row in plan["collectives"] if row["bytes"] < SMALL]
-  lines.append(f"and {len(small)} kinds of less than 1 MiB, {sum(r['bytes'] for r in small):,.0f} B")
+  lines.append(
+    f"and {len(small)} kinds of less than 1 MiB, {sum(r['bytes'] for r in small):,.0f} B"
+  )
   lines += [
     "",
     f"{plan['flops'] / 1e12:.1f} TFLOP needed: {seconds['compute']:.2f} s at the data sheet's peak;"

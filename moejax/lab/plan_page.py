@@ -58,16 +58,20 @@ def differences(old: dict, new: dict) -> list[str]:
   return lines
 
 
-def check(paths: list[str]) -> str:
-  """Compiles every plan again; Failed with all that differs."""
+def check(paths: list[str], remake: bool = False) -> str:
+  """Compiles every plan again and says what differs: Failed, or with `remake` the new files."""
   said, wrong = [], 0
   for path in paths:
     old = read(path)
-    found = differences(old, plans.make(old["words"], old["topology"], old["mesh"]))
+    new = plans.make(old["words"], old["topology"], old["mesh"])
+    found = differences(old, new)
     wrong += bool(found)
     said.append(f"{path}: " + ("; ".join(found) if found else "the same"))
-  if wrong:
-    raise Failed(f"plan: {wrong} of {len(paths)} plans differ from what is committed.\n" + "\n".join(said))
+    if remake:
+      plans.write(new, path)
+  if wrong and not remake:
+    head = f"plan: {wrong} of {len(paths)} plans differ from what is committed; see --remake."
+    raise Failed("\n".join([head, *said]))
   return "\n".join(said)
 
 
@@ -83,12 +87,15 @@ the FLOPs and bytes at the rates of the data sheet, one after the other, and no 
 | model | machine | mesh | parameters + optimiser | peak | of | compute | links |
 |---|---|---|---:|---:|---:|---:|---:|"""
 
-NOTES = """* Parameters are bfloat16, moments bfloat16 (first) and float32 (second), routers float32.
+NOTES = """\
+* Parameters are bfloat16, moments and routers float32; layers are computed again backward.
+* Experts are owned (`all_to_all`, slots for 1.25 times the even load), all else is cut by `fsdp`.
 * DeepSeek-V3 and Kimi K2 have grouped-query attention here, of 128 and 64 query heads and 8 key
   heads of 128, in place of multi-head latent attention, and no multi-token prediction.
 * On an H200 attention is what XLA makes of it: cuDNN's cannot be compiled where there is no cuDNN.
-* `python -m moejax plan --check docs/plans/*.json` compiles all of them again and says what differs;
-  `python -m moejax plan --page docs/plans/*.json > docs/plans.md` writes this page."""
+* `python -m moejax plan --check docs/plans/*.json` compiles them again and says what differs;
+  `--remake docs/plans/*.json` replaces them; `--page docs/plans/*.json > docs/plans.md` makes this
+  page."""
 
 
 def markdown(paths: list[str]) -> str:

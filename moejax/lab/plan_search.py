@@ -99,7 +99,9 @@ def _read(path: pathlib.Path) -> dict[tuple[str, str], dict]:
 
 def table(done: dict[tuple[str, str], dict]) -> str:
   """Those that fit, the fastest first; then the others with the reason."""
-  lines = [f"{'mesh':<28} {'remat':<6} {'peak GiB':>9} {'compute s':>10} {'links s':>9} {'tokens/s':>12}"]
+  lines = [
+    f"{'mesh':<28} {'remat':<6} {'peak GiB':>9} {'compute s':>10} {'links s':>9} {'tokens/s':>12}"
+  ]
   fit = {key: row for key, row in done.items() if row["fits"]}
   for (mesh, remat), row in sorted(fit.items(), key=lambda item: -item[1]["speed"]):
     lines.append(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from moejax.core.plugin import Wrong
-from moejax.optim import groups
+from moejax.optim import groups, offload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
 
   `steps` are those of the whole run, for rules with a schedule. `moments` is the dtype of the
   first moment. The second stays float32: it moves by 1 - b2 of itself in a step, which bfloat16
-  would round away.
+  would round away. Moments on the host stay as they are in a step that is not `good`; elsewhere the
+  step sees to it (train/step.py).
   """
   setting = groups.settings(params, cfg.rules, cfg.weight_decay, trainable)
   adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=jnp.dtype(moments))
@@ -51,21 +52,25 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
   def init(params):
     return adam.init(wide(groups.learning(params, setting)))
 
-  def update(updates, state, params=None):
+  def update(updates, state, params=None, *, good=True):
     rule, part = groups.learning(setting, setting), groups.learning(params, setting)
-    grads = jax.tree.map(_masked, wide(groups.learning(updates, setting)), rule)
+    grads = jax.tree.map(_masked, groups.learning(updates, setting), rule)
+    scale = jnp.float32(1.0)
     if cfg.clip_norm is not None:
-      scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(optax.tree.norm(grads), 1e-30))
-      grads = jax.tree.map(lambda g: g * scale, grads)
+      scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(optax.tree.norm(wide(grads)), 1e-30))
+    clipped = lambda grads: jax.tree.map(lambda g: g * scale, wide(grads))
     lr_now, count = jnp.float32(lr(state.count)), state.count
-    step, state = adam.update(grads, state)
+    if cfg.offload:
+      step, state = offload.streamed(adam, clipped, grads, state, good)
+    else:
+      step, state = adam.update(clipped(grads), state)
     rate = lambda p, r: lr_now * groups.rate(r, p.ndim, count, steps)
     move = lambda u, p, r: -rate(p, r) * (u + r.weight_decay * p)
     new = jax.tree.map(move, step, part, rule)
     new = jax.tree.map(_masked, new, rule)
     return groups.fill(new, params, jnp.zeros_like), state
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _masked(leaf, rule):

@@ -13,9 +13,10 @@ import typing
 import jax
 
 from moejax.perf import hlo
+from pallas_kernels import aot
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-USED = r"Used [\d.]+\w of [\d.]+\w hbm"  # how a TPU's compiler says that memory is too small
+USED = r"Used [\d.]+\w of [\d.]+\w hbm|memory required.*?exceeds available HBM \([\d.]+\w\)"
 
 
 class Full(Exception):
@@ -37,7 +38,8 @@ def compile(lowered, name: str) -> Compiled:
     start = time.perf_counter()
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     try:
-      program = lowered.compile(compiler_options=options)
+      with aot.environment():
+        program = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as problem:
       said = re.search(USED, str(problem))
       if not said:
@@ -82,7 +84,6 @@ def kept(text: str) -> int:
   bodies, _ = hlo.computations(text)
   total = 0
   for computation in bodies.values():
-    around = {one.name: one for one in computation}
     for one in computation:
       if one.opcode != "while" or "jvp(" not in one.rest or "transpose(" in one.rest:
         continue
@@ -100,7 +101,9 @@ def _written(body, shape: str, times: int) -> int:
   root, parts, total = body[-1], hlo.split(shape), 0
   for place, (name, part) in enumerate(zip(root.operands, parts, strict=True)):
     one = by_name.get(name)
-    same = one and one.opcode == "get-tuple-element" and f"index={place}" in one.rest.split(",")[0:2]
+    same = (
+      one and one.opcode == "get-tuple-element" and f"index={place}" in one.rest.split(",")[0:2]
+    )
     sizes = re.match(r"\w+\[(\d+),", part)
     if sizes and int(sizes[1]) == times and not same:
       total += int(hlo.bytes_of(part))

@@ -104,7 +104,5 @@ def mesh(machine: Machine, sizes: dict[str, int]) -> jax.sharding.Mesh:
   shape = tuple(sizes.values())
   devices = np.array(machine.devices).reshape(shape)
   if machine.platform == "tpu":
-    devices = mesh_utils.create_device_mesh(
-      shape, machine.devices, allow_split_physical_axes=True
-    )
+    devices = mesh_utils.create_device_mesh(shape, machine.devices, allow_split_physical_axes=True)
   return jax.sharding.Mesh(devices, tuple(sizes), (jax.sharding.AxisType.Auto,) * len(sizes))

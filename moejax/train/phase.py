@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from moejax.core import dtypes, plugin, runs
 from moejax.core.plugin import Wrong
-from moejax.train import balancing, buffers, evaluate, objective, offload, stages
+from moejax.optim import offload
+from moejax.train import balancing, buffers, evaluate, objective, stages
 from moejax.train import mesh as meshes
 from moejax.train import step as steps
 
@@ -71,7 +72,7 @@ def program(cfg, trainable, mesh) -> Program:
   )
   template = meshes.placed(jax.eval_shape(first, token_BT, key), mesh)
   if cfg.optim.offload:
-    template, step = offload.moments(template), offload.fetching(step)
+    template = offload.placed(template)
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
   first = jax.jit(first, out_shardings=to)  # of a key: all seeds have one program
   whole = NamedSharding(mesh, P())  # what is read on the host, by any process

@@ -91,8 +91,7 @@ def test_the_tpu_kernel_sees_the_same_on_any_mesh(window, packed, on):
   B, T, H, J, A = 4, 256, 4, 2, 128
   keys = jax.random.split(jax.random.key(0), 3)
   q, k, v = (
-    jax.random.normal(key, (B, T, heads, A))
-    for key, heads in zip(keys, (H, J, J), strict=True)
+    jax.random.normal(key, (B, T, heads, A)) for key, heads in zip(keys, (H, J, J), strict=True)
   )
   segment_BT = (jnp.arange(T)[None] + 31 * jnp.arange(B)[:, None]) // 100 if packed else None
   cfg = gqa.Config(H, J, window=window, block=128)

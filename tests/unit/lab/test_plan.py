@@ -41,7 +41,9 @@ def test_bytes_of_a_plan_are_those_of_the_arrays_of_a_run(cpu, made):
   with jax.set_mesh(mesh):
     first = phase.program(cfg, None, mesh).first
     state = first(jax.numpy.zeros(phase.micro_batch(cfg), int), jax.random.key(0))
-  on_one = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+  on_one = lambda tree: sum(
+    leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)
+  )
   assert made["bytes"]["params"] == on_one(state.params)
   assert made["bytes"]["optim"] == on_one(state.opt_state)
   assert made["bytes"]["rest"] == on_one(state.model_state)

@@ -1,7 +1,10 @@
 """Moments and rows in the memory of the host, and what a backward pass keeps: the same numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from close import assert_close
 
@@ -45,7 +48,9 @@ def test_moments_on_the_host_leave_the_same_run(machine):
   assert kinds == {"pinned_host"} and got.params["norm"]["scale_D"].sharding.memory_kind != kinds
   assert said["loss"] == again["loss"]
   near = jax.device_put(got.opt_state, jax.tree.map(lambda a: a.sharding, want.opt_state))
-  same = jax.tree.map(lambda a, b: bool((a == b).all()), (got.params, near), (want.params, want.opt_state))
+  same = jax.tree.map(
+    lambda a, b: bool((a == b).all()), (got.params, near), (want.params, want.opt_state)
+  )
   assert all(jax.tree.leaves(same))
 
 
@@ -74,3 +79,17 @@ def test_kept_rows_are_not_sent_again(remat, passes, machine):
   assert sum(row["times"] for row in moves) == passes * len(cfg.model.layers)
   D, E, slots = 32, 4, 16  # 2 * 16 tokens * 2 choices / 4 experts, of the one sequence of a device
   assert sum(row["bytes"] for row in moves) == passes * 2 * 4.0 * E * slots * D
+
+
+def test_a_bad_step_leaves_moments_on_the_host_as_they_were(machine):
+  cfg = config.resolve(flags.parse([*WORDS, "--config.optim.offload=True"]))
+  mesh = machines.mesh(machine, SIZES)
+  with jax.set_mesh(mesh):
+    program = phase.program(cfg, None, mesh)
+    state = program.first(jnp.zeros(phase.micro_batch(cfg), int), jax.random.key(0))
+    broken = jax.tree.map(lambda p: p * jnp.nan, state.params)
+    shape = (cfg.train.batch_size, cfg.data.seq_len + 1)
+    batch = {"token_BT": jnp.ones(shape, int), "segment_BT": jnp.ones(shape, int)}
+    state, seen = program.step(dataclasses.replace(state, params=broken), batch)
+  assert int(seen["bad"]) == 1
+  assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(state.opt_state))

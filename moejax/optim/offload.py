@@ -1,0 +1,61 @@
+"""Moments of the optimiser in the memory of the host, from one step to the next.
+
+Paper:  Ren et al. 2021 (ZeRO-Offload), arXiv:2101.06840; Kim et al. 2021 (Z-code M3),
+        arXiv:2109.10465, which has E+Z-Off+M; Shen et al. 2022 (SE-MoE), arXiv:2205.10034.
+
+Layer by layer they come to the device for their update and go back. The numbers are those of a run
+without it. The update itself runs on the device: Adam on the host's cores, as ZeRO-Offload has it,
+is not built.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+HOST = "pinned_host"
+
+
+def placed(template):
+  """The template of a train state with its moments on the host; counters stay."""
+  away = lambda leaf: jax.ShapeDtypeStruct(
+    leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind(HOST)
+  )
+  moved = jax.tree.map(lambda leaf: away(leaf) if leaf.shape else leaf, template.opt_state)
+  return dataclasses.replace(template, opt_state=moved)
+
+
+def is_away(leaf: jax.Array) -> bool:
+  """Whether a traced array is in the memory of the host.
+
+  >>> is_away(jnp.zeros(1))
+  False
+  """
+  return jax.typeof(leaf).memory_space == jax.memory.Space.Host
+
+
+def streamed(adam, clipped, grads, state: optax.ScaleByAdamState, good):
+  """adam.update(clipped(grads), state) part by part, with moments that change if it is `good`.
+
+  A run of layers is a loop over its layers, so that the moments of one are on the device.
+  """
+  near = lambda tree: jax.device_put(tree, jax.memory.Space.Device)
+  far = lambda tree: jax.device_put(tree, jax.memory.Space.Host)
+  count = state.count
+
+  def one(_, part):
+    grads, mu, nu = part
+    held = optax.ScaleByAdamState(count=count, mu=near(mu), nu=near(nu))
+    step, new = adam.update(clipped(grads), held)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    return None, (step, far(keep(new.mu, held.mu)), far(keep(new.nu, held.nu)))
+
+  out = {}
+  for name, part in grads.items():
+    mine = (part, state.mu[name], state.nu[name])
+    looped = name.startswith("layers_")
+    out[name] = jax.lax.scan(one, None, mine)[1] if looped else one(None, mine)[1]
+  step, mu, nu = ({name: parts[i] for name, parts in out.items()} for i in range(3))
+  count = optax.safe_increment(count)
+  return step, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
