@@ -87,6 +87,7 @@ def of(cfg, machine: machines.Machine, mesh) -> dict:
       "links": links.seconds(collectives, machine),
       "trace": traced,
       "compile": program.seconds,
+      "processor": program.processor,
     },
     "compiler": compiler(machine.platform),
   }
@@ -195,7 +196,7 @@ def table(plan: dict) -> str:
     f"{plan['flops'] / 1e12:.1f} TFLOP needed: {seconds['compute']:.2f} s at the data sheet's peak;"
     f" {seconds['links']:.2f} s of collectives at the rate of the links",
     f"traced in {seconds['trace']:.0f} s, compiled in {seconds['compile']:.0f} s"
-    f" ({plan['compiler']})",
+    f" of which cores worked {seconds['processor']:.0f} s ({plan['compiler']})",
     "largest values: " + ", ".join(f"{shape} {n / GiB:.2f}" for n, shape in plan["largest"][:5]),
   ]
   return "\n".join(lines)
