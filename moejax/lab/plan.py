@@ -180,6 +180,7 @@ def table(plan: dict) -> str:
     "",
     f"{'collective':<20} {'axes':<24} {'dtype':<10} {'times':>7} {'GiB':>9}  most of it",
   ]  # fmt: skip
+  worked = f" ({seconds['processor']:.0f} s of all cores)" if "processor" in seconds else ""
   large = [row for row in plan["collectives"] if row["bytes"] >= SMALL]
   for row in large:
     open_ended = "" if row["known"] else "  at least: a loop of unknown length"
@@ -195,8 +196,8 @@ def table(plan: dict) -> str:
     "",
     f"{plan['flops'] / 1e12:.1f} TFLOP needed: {seconds['compute']:.2f} s at the data sheet's peak;"
     f" {seconds['links']:.2f} s of collectives at the rate of the links",
-    f"traced in {seconds['trace']:.0f} s, compiled in {seconds['compile']:.0f} s"
-    f" of which cores worked {seconds['processor']:.0f} s ({plan['compiler']})",
+    f"traced in {seconds['trace']:.0f} s, compiled in {seconds['compile']:.0f} s{worked};"
+    f" {plan['compiler']}",
     "largest values: " + ", ".join(f"{shape} {n / GiB:.2f}" for n, shape in plan["largest"][:5]),
   ]
   return "\n".join(lines)

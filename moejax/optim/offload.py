@@ -14,15 +14,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moejax.core import axes
+
 HOST = "pinned_host"
 
 
 def placed(template):
-  """The template of a train state with its moments on the host; counters stay."""
-  away = lambda leaf: jax.ShapeDtypeStruct(
-    leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind(HOST)
-  )
-  moved = jax.tree.map(lambda leaf: away(leaf) if leaf.shape else leaf, template.opt_state)
+  """The template of a train state with its moments on the host; those of vectors stay."""
+
+  def one(path, leaf):
+    name = getattr(path[-1], "key", "")
+    if not leaf.shape or len(axes.letters(name)) < 2:
+      return leaf
+    there = leaf.sharding.with_memory_kind(HOST)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+
+  moved = jax.tree_util.tree_map_with_path(one, template.opt_state)
   return dataclasses.replace(template, opt_state=moved)
 
 
@@ -41,7 +48,7 @@ def streamed(adam, clipped, grads, state: optax.ScaleByAdamState, good):
   A run of layers is a loop over its layers, so that the moments of one are on the device.
   """
   near = lambda tree: jax.device_put(tree, jax.memory.Space.Device)
-  far = lambda tree: jax.device_put(tree, jax.memory.Space.Host)
+  back = lambda a, old: jax.device_put(a, jax.memory.Space.Host) if is_away(old) else a
   count = state.count
 
   def one(_, part):
@@ -49,7 +56,8 @@ def streamed(adam, clipped, grads, state: optax.ScaleByAdamState, good):
     held = optax.ScaleByAdamState(count=count, mu=near(mu), nu=near(nu))
     step, new = adam.update(clipped(grads), held)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-    return None, (step, far(keep(new.mu, held.mu)), far(keep(new.nu, held.nu)))
+    mu, nu = jax.tree.map(back, (keep(new.mu, held.mu), keep(new.nu, held.nu)), part[1:])
+    return None, (step, mu, nu)
 
   out = {}
   for name, part in grads.items():

@@ -32,7 +32,7 @@ def params(model_cfg, seq_len: int = SEQ) -> dict[str, int]:
 
   The length of sequences counts where a router has parameters for each of their slots (Soft MoE).
   """
-  total = sum(math.prod(shape) for _, shape in _leaves(model_cfg, seq_len))
+  total = sum(math.prod(shape) for _, shape in leaves(model_cfg, seq_len))
   return {"total": total, "active": round(touched(model_cfg, 1, seq_len))}
 
 
@@ -47,7 +47,7 @@ def touched(model_cfg, tokens: int, seq_len: int = SEQ) -> float:
   everyone = [cfg for layer in model_cfg.layers for _, cfg in runs.sections(layer)]
   of_all = sum(plugin.module(cfg).reads(cfg) for cfg in everyone if _reads_shared(cfg))
   total = 0.0
-  for names, shape in _leaves(model_cfg, seq_len):
+  for names, shape in leaves(model_cfg, seq_len):
     part, letters = 1.0, axes.letters(names[-1])
     cfg = next((cfg for at, cfg in owners if names[: len(at)] == at), None)
     if isinstance(cfg, moe.Config) and axes.role(names) == "experts":
@@ -69,7 +69,7 @@ def _reads_shared(cfg) -> bool:
   return _is_memory(cfg) and rows is not None and table.is_shared(rows)
 
 
-def _leaves(model_cfg, seq_len: int) -> list[tuple[tuple, tuple]]:
+def leaves(model_cfg, seq_len: int) -> list[tuple[tuple, tuple]]:
   """(path, shape) of every parameter."""
   model = plugin.module(model_cfg).Model(model_cfg)
   # a sequence for each device: a dispatch on a mesh cuts them, and refuses what it cannot cut

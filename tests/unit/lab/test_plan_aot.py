@@ -102,9 +102,11 @@ def test_nothing_else_of_size_moves(made, topology):
 
 def test_moments_on_the_host_free_as_much_of_the_device(made):
   here, away = made("v5p:2x2x1"), made("v5p:2x2x1", "--config.optim.offload=True")
-  assert away["bytes"]["optim"] < 1000  # a counter
-  assert away["bytes"]["host"] == pytest.approx(here["bytes"]["optim"], rel=0.001)
-  assert away["bytes"]["peak"] < here["bytes"]["peak"]
+  vectors = away["bytes"]["optim"]  # their moments and the counter stay
+  assert vectors < 0.001 * here["bytes"]["optim"]
+  moments = here["bytes"]["optim"] - vectors
+  assert 0.999 * moments < away["bytes"]["host"] < 2.001 * moments  # old and new ones, at the most
+  assert away["bytes"]["peak"] < here["bytes"]["peak"], (away["bytes"], here["bytes"])
 
 
 def test_a_program_that_is_too_large_is_told_in_numbers():
