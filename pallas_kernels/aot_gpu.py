@@ -89,7 +89,20 @@ def compiled(function, *args, **options):
   put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there)
   with jax.sharding.use_abstract_mesh(mesh().abstract_mesh):
     traced = jax.jit(function).trace(*jax.tree.map(put, args))
-  return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=options)
+  with _uncached():
+    return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=options)
+
+
+@contextlib.contextmanager
+def _uncached():
+  """No program goes into JAX's cache on disk: this compiler cannot read it back."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = getattr(jax.config, name)
+  jax.config.update(name, float("inf"))
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def kernels(function, *args) -> list[Kernel]:

@@ -10,8 +10,6 @@ Quantised weights are widened after they were loaded; if the rows are quantised 
 cores multiply the few bits themselves. Scales of blocks of inputs join the sums block by block.
 """
 
-import typing
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,21 +17,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import choose, tiles
+from pallas_kernels import triton_blocks as blocks
 from pallas_kernels.grouped_matmul.quantised import Quantised
+from pallas_kernels.triton_blocks import Config
 
 NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-class Config(typing.NamedTuple):
-  """A tile of rows x cols sums depth products at a time; a band is so many columns of tiles."""
-
-  rows: int
-  cols: int
-  depth: int
-  warps: int
-  stages: int
-  band: int = 8
 
 
 def heuristic(pass_: str, mean: int, itemsize: int) -> Config:
@@ -114,24 +102,24 @@ def _rows(pass_, x_MI, w, size_E, scales, config, interpret):
 
   def kernel(expert_T, first_T, last_T, x_MI, w, *rest):
     *scales, y_MO = rest
-    outer, inner = _divided(pl.program_id(0), number * band)
-    t, n = _divided(inner, band)
+    outer, inner = blocks.divided(pl.program_id(0), number * band)
+    t, n = blocks.divided(inner, band)
     n += outer * band
     expert, first, last = expert_T[t], first_T[t], last_T[t]
     rows, cols = pl.ds(first, c.rows), pl.ds(n * c.cols, c.cols)
-    own_r1 = _below(first, c.rows, last)[:, None]
-    own_c = _inside(n * c.cols, c.cols, O)
+    own_r1 = blocks.below(first, c.rows, last)[:, None]
+    own_c = blocks.inside(n * c.cols, c.cols, O)
 
     def step(k, acc_rc):
-      inputs, own_d = pl.ds(k * depth, depth), _inside(k * depth, depth, I)
-      x_rd = _load(x_MI.at[rows, inputs], own_r1, own_d)
+      inputs, own_d = pl.ds(k * depth, depth), blocks.inside(k * depth, depth, I)
+      x_rd = blocks.load(x_MI.at[rows, inputs], own_r1, own_d)
       if across:
-        return acc_rc + _dot(x_rd, _load(w.at[expert, cols, inputs], own_c, own_d).T)
-      w_dc = _load(w.at[expert, inputs, cols], own_d, own_c)
-      y_rc = _dot(x_rd, w_dc if narrow_rows else w_dc.astype(x_rd.dtype))
+        return acc_rc + blocks.dot(x_rd, blocks.load(w.at[expert, cols, inputs], own_c, own_d).T)
+      w_dc = blocks.load(w.at[expert, inputs, cols], own_d, own_c)
+      y_rc = blocks.dot(x_rd, w_dc if narrow_rows else w_dc.astype(x_rd.dtype))
       if not scales:
         return acc_rc + y_rc
-      scale_1c = _load(scales[0].at[expert, pl.ds(k * depth // block, 1), cols], None, own_c)
+      scale_1c = blocks.load(scales[0].at[expert, pl.ds(k * depth // block, 1), cols], None, own_c)
       return acc_rc + y_rc.astype(jnp.float32) * scale_1c
 
     @pl.when((first < last) & (n < columns))
@@ -139,9 +127,9 @@ def _rows(pass_, x_MI, w, size_E, scales, config, interpret):
       steps = (expert < E).astype(jnp.int32) * pl.cdiv(I, depth)  # rows of no expert: zeros
       acc_rc = lax.fori_loop(0, steps, step, jnp.zeros((c.rows, c.cols), jnp.float32))
       if narrow_rows:
-        acc_rc *= _load(scales[1].at[rows, pl.ds(0, 1)], own_r1, None)
+        acc_rc *= blocks.load(scales[1].at[rows, pl.ds(0, 1)], own_r1, None)
       plgpu.store(
-        y_MO.at[rows, cols], acc_rc.astype(out_dtype), mask=_mask(own_r1, own_c, acc_rc.shape)
+        y_MO.at[rows, cols], acc_rc.astype(out_dtype), mask=blocks.mask(own_r1, own_c, acc_rc.shape)
       )
 
   return pl.pallas_call(
@@ -164,21 +152,21 @@ def d_rhs(x_MD, g_MF, size_E, *, config=None, interpret=False):
   first_E = jnp.append(0, last_E[:-1]).astype(jnp.int32)
 
   def kernel(first_E, last_E, x_MD, g_MF, dw_EDF):
-    e, block = _divided(pl.program_id(0), blocks_d * blocks_f)
-    i, j = _divided(block, blocks_f)
+    e, block = blocks.divided(pl.program_id(0), blocks_d * blocks_f)
+    i, j = blocks.divided(block, blocks_f)
     first, last = first_E[e], last_E[e]
     inputs, outputs = pl.ds(i * c.rows, c.rows), pl.ds(j * c.cols, c.cols)
-    own_d, own_f = _inside(i * c.rows, c.rows, D), _inside(j * c.cols, c.cols, F)
+    own_d, own_f = blocks.inside(i * c.rows, c.rows, D), blocks.inside(j * c.cols, c.cols, F)
 
     def step(k, acc_df):
       start = first + k * c.depth
-      rows, own_r1 = pl.ds(start, c.depth), _below(start, c.depth, last)[:, None]
-      x_rd = _load(x_MD.at[rows, inputs], own_r1, own_d)
-      return acc_df + _dot(x_rd.T, _load(g_MF.at[rows, outputs], own_r1, own_f))
+      rows, own_r1 = pl.ds(start, c.depth), blocks.below(start, c.depth, last)[:, None]
+      x_rd = blocks.load(x_MD.at[rows, inputs], own_r1, own_d)
+      return acc_df + blocks.dot(x_rd.T, blocks.load(g_MF.at[rows, outputs], own_r1, own_f))
 
     steps = lax.div(last - first + c.depth - 1, c.depth)
     acc_df = lax.fori_loop(0, steps, step, jnp.zeros((c.rows, c.cols), jnp.float32))
-    mask = None if own_d is own_f is None else _mask(own_d, own_f, acc_df.shape)
+    mask = None if own_d is own_f is None else blocks.mask(own_d, own_f, acc_df.shape)
     plgpu.store(dw_EDF.at[e, inputs, outputs], acc_df.astype(dtype), mask=mask)
 
   return pl.pallas_call(
@@ -201,46 +189,10 @@ def _checked(x, w, scales=()):
   """The dtype of the result, if these dtypes and sizes are ones that the kernels do."""
   narrow = w.dtype.name in NARROW
   known = x.dtype == w.dtype if len(scales) != 1 else narrow
-  if not known or narrow != bool(scales) or len(scales) < 2 and x.dtype.name not in DTYPES:
+  if not known or narrow != bool(scales) or len(scales) < 2 and x.dtype.name not in blocks.DTYPES:
     raise NotImplementedError(f"triton: no kernel for {x.dtype} rows with {w.dtype} weights")
   for a in (x, w):
     if a.dtype.itemsize == 1 and 2**31 <= a.size <= 2**32:
       # Pallas counts in 32 bits up to 4 GiB, where the number of a byte has 33
       raise NotImplementedError(f"triton: {a.size} numbers of one byte are too many to address")
   return jnp.dtype(jnp.float32) if len(scales) == 2 else x.dtype
-
-
-def _load(ref, own_rows, own_cols):
-  """What is there, and zeros where a mask says no: [rows] or [rows, 1], and [cols]."""
-  if own_rows is own_cols is None:
-    return plgpu.load(ref)
-  return plgpu.load(ref, mask=_mask(own_rows, own_cols, ref.shape), other=0.0)
-
-
-def _divided(a, b: int):
-  """(a // b, a % b) of what is not negative, which is less work than rounding down."""
-  return lax.div(a, b), lax.rem(a, b)
-
-
-def _below(start, size: int, limit):
-  """Which of start..start+size are below the limit."""
-  return start + jnp.arange(size, dtype=jnp.int32) < limit
-
-
-def _inside(start, size: int, limit: int):
-  """The same where blocks of this size may reach beyond the limit, else None: all."""
-  return _below(start, size, limit) if limit % size else None
-
-
-def _mask(own_rows, own_cols, shape):
-  """Both together as one mask of this shape."""
-  mask = jnp.full(shape, True)
-  if own_rows is not None:
-    mask &= own_rows.reshape(-1, 1)
-  return mask if own_cols is None else mask & own_cols[None]
-
-
-def _dot(a, b):
-  """A matmul whose sums are int32 of integers, else float32."""
-  exact = jnp.int32 if jnp.issubdtype(a.dtype, jnp.integer) else jnp.float32
-  return jnp.dot(a, b, preferred_element_type=exact)
