@@ -42,6 +42,8 @@ def run(options: dict):
 
   dtype, given = "float32" if target.platform() == "cpu" else "bfloat16", asked(options)
   copied, start, table = copy_rate(), time.monotonic(), []
+  if absent := tune.absent():
+    print(f"not installed, so not compared with: {', '.join(absent)}", file=sys.stderr)
   for name, (case, loads) in given.items():
     if time.monotonic() - start > 60 * options["minutes"]:
       print(f"no time left for {name} and what follows; give --minutes", file=sys.stderr)

@@ -14,7 +14,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from pallas_kernels import choose
 from pallas_kernels import triton_blocks as blocks
@@ -36,10 +35,11 @@ def heuristic(part: str, mean: int, itemsize: int) -> Config:
   depth = 128 // itemsize  # a cache line of each row
   if part in ("d_up", "d_down"):
     return Config(128, 128, depth if mean >= 64 else 32, 8, 3)
+  cols = 64 if part == "d_act" else 128  # of which more would not fit the registers
   if mean >= 96:
-    return Config(128, 256 if part == "down" and itemsize < 4 else 128, depth, 8, 3)
+    return Config(128, 256 if part == "down" and itemsize < 4 else cols, depth, 8, 3)
   rows = 64 if mean >= 32 else 32 if mean >= 16 else 16
-  return Config(rows, 128, depth, 4, 3)
+  return Config(rows, cols, depth, 4, 3)
 
 
 def candidates(part: str, mean: int, itemsize: int) -> list[Config]:

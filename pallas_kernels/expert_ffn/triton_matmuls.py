@@ -60,7 +60,9 @@ def by_rows(
           w = [blocks.load(r.at[expert, inputs, cols], own_d, own_c) for r in rights_]
         x *= len(w) // len(x)
         products = [blocks.dot(x_rd, w_dc) for x_rd, w_dc in zip(x, w, strict=True)]
-        return [s + p for s, p in zip(sums, products)] if len(sums) > 1 else [sum(products, *sums)]
+        if len(sums) == 1:
+          return [sum(products, sums[0])]
+        return [sum_rc + y_rc for sum_rc, y_rc in zip(sums, products, strict=True)]
 
       zeros = [jnp.zeros((c.rows, c.cols), jnp.float32)] * sums
       done = lax.fori_loop(0, pl.cdiv(I, depth), step, zeros)

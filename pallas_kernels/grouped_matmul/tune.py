@@ -8,6 +8,7 @@ that choose.py reads: the best setting of each implementation over all loads.
 import concurrent.futures
 import functools
 import importlib
+import importlib.util
 import os
 import typing
 
@@ -76,6 +77,16 @@ def functions(part: str, case: cases.Case, dtype, every: bool) -> dict:
   return found
 
 
+def absent() -> list[str]:
+  """The packages of yardsticks that this machine lacks.
+
+  >>> absent()  # those of GPUs are not missed elsewhere
+  []
+  """
+  wanted = ("tokamax", "torch") if target.platform() == "gpu" else ()
+  return [name for name in wanted if importlib.util.find_spec(name) is None]
+
+
 def label(key: tuple) -> str:
   """How a program is called in messages.
 
@@ -107,8 +118,10 @@ def _compiled(functions: dict, part, case, arrays) -> tuple[dict, dict]:
   for key, function in functions.items():
     try:
       traced[key] = jax.jit(function).lower(*args)
-    except NotImplementedError as reason:
-      refused[label(key)] = str(reason)
+    except Exception as reason:
+      if not (isinstance(reason, NotImplementedError) or key[0] in YARDSTICKS):
+        raise  # a mistake of ours; what others refuse ends no measurement
+      refused[label(key)] = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     waiting = {key: pool.submit(lowered.compile) for key, lowered in traced.items()}
   for key, result in waiting.items():
@@ -242,6 +255,10 @@ def _torch(part: str, a, b, size_E) -> dict:
     torch._grouped_mm(x, w, offs=last)
     torch.cuda.synchronize()
 
+  try:
+    run()
+  except RuntimeError:  # a shape or a GPU that it does not do
+    return {}
   return {("torch", None): run}
 
 

@@ -84,6 +84,23 @@ def test_a_program_that_does_not_do_a_shape_is_left_out():
   assert list(programs) == [("ref", None)] and refused == {"triton [1, 2]": "rows are too odd"}
 
 
+def test_a_yardstick_that_fails_ends_no_measurement_and_a_kernel_of_ours_does():
+  def fail(a, b, size_E):
+    raise TypeError("no such argument\nand more")
+
+  arrays = tune.drawn("forward", CASE, "float32")
+  programs, refused = tune._compiled({("megablox", None): fail}, "forward", CASE, arrays)
+  assert not programs and refused == {"megablox": "no such argument"}
+  with pytest.raises(TypeError):
+    tune._compiled({("triton", None): fail}, "forward", CASE, arrays)
+
+
+def test_packages_that_a_gpu_would_be_compared_with_are_named(monkeypatch):
+  monkeypatch.setattr(tune.target, "platform", lambda: "gpu")
+  monkeypatch.setattr(tune.importlib.util, "find_spec", lambda name: None)
+  assert tune.absent() == ["tokamax", "torch"]
+
+
 def test_an_unknown_case_is_one_sentence():
   with pytest.raises(
     Wrong, match="bench kernels: no case 'qwen3_30b'. Did you mean 'qwen3_30b_a3b"
