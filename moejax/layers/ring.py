@@ -62,7 +62,7 @@ def fits(T: int) -> bool:
 def attend(q_BTHA, k_BTJA, v_BTJA, segment_BT, anchor_BT, window: int | None, anchors: int = 0):
   """What attention/gqa.py computes, on the mesh in context; see fits()."""
   mesh = jax.sharding.get_abstract_mesh()
-  (B, T, H, A), J = q_BTHA.shape, k_BTJA.shape[2]
+  (B, T, _, A), J = q_BTHA.shape, k_BTJA.shape[2]
   rows = tuple(a for a in axes.ROWS if a in mesh.shape)
   rows = rows if B % math.prod(mesh.shape[a] for a in rows) == 0 else ()
   heads = "tensor" if J % mesh.shape.get("tensor", J + 1) == 0 else None
