@@ -1,8 +1,8 @@
 """ScMoE whose experts wait for the first dense FFN, and one left to the compiler (8 CPU devices).
 
 Run:    python -m experiments.study overlap [--workers=2]
-Expect: the same loss. The order that the barrier gives is read from a program compiled for TPU
-        (tests/conformance/test_overlap.py, marker aot); the time it saves needs links.
+Expect: the same loss. The order that a compiler makes of the barrier, and the time it saves, need
+        a machine with links.
 """
 
 from configs.base import decoder, merge
