@@ -35,6 +35,6 @@ def forward(dispatch: dict, mesh: dict) -> tuple[dict, dict]:
   run = lambda plan, x_ND, params: plugin.module(cfg).run(plan, x_ND, experts.gated(params), cfg)[0]
   auto = (jax.sharding.AxisType.Auto,) * len(mesh)
   with jax.set_mesh(jax.make_mesh(tuple(mesh.values()), tuple(mesh), auto)):
-    text = jax.jit(run).lower(plan, jnp.zeros((N, D)), params).compile().as_text()
+    text = jax.jit(run).lower(plan, jnp.zeros((N, D)), params).compile().as_text() or ""
   found = hlo.totals([one for one in hlo.collectives(text) if one.kind != "all-reduce"])
   return found, {"N": N, "D": D, "F": F, "E": E, "c": plan.capacity // DEVICES}

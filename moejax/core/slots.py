@@ -21,7 +21,7 @@ def filled(plan, x_nD: jax.Array) -> Rows:
   """
   slots = plan.slots()
   row_NK = None
-  if isinstance(plan, TokenPlan):
+  if isinstance(plan, TokenPlan) and plan.slot_NK is not None:
     at_NK = plan.expert_NK * plan.capacity + plan.slot_NK
     row_NK = jnp.where(plan.real_NK(), at_NK, slots.token_EC.size)
   return Rows(x_nD, slots.token_EC.ravel(), slots.gate_EC.ravel(), row_NK)

@@ -74,8 +74,8 @@ def _by_slot(plan, x_nD, experts, cut, cfg):
   if hasattr(transport, "gathered"):
     experts = transport.gathered(experts, cut, cfg.transport)
   how = (*transport.moves(cut, cfg.transport), experts._replace(params={}), cfg.both())
-  y_EcD = _piped(_Static(how), x_EcD, experts.params)[:, :c]
-  return rows.combine(y_EcD.reshape(E * c, D)), {"moved": slots.moved(rows, E, cut)}
+  y_EcD: typing.Any = _piped(_Static(how), x_EcD, experts.params)
+  return rows.combine(y_EcD[:, :c].reshape(E * c, D)), {"moved": slots.moved(rows, E, cut)}
 
 
 class _Static:
@@ -162,7 +162,8 @@ def _apart_forward(how, *args):
 
 def _apart_backward(how, args, cotangents):
   chunks, plan = how.value[3].both()[1], args[3]
-  _, pull = jax.vjp(lambda *floats: _parts(how, chunks, *floats, plan)[0], *args[:3])
+  again = lambda gate, x_nD, params: _parts(how, chunks, gate, x_nD, params, plan)[0]
+  _, pull = jax.vjp(again, *args[:3])
   return *pull(cotangents[0]), None
 
 

@@ -12,6 +12,7 @@ Cost:   between nodes one row per token and node that it needs, there and, alrea
 import dataclasses
 import functools
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,9 @@ def local(plan, x_nD, experts, cut, cfg):
   count_WE, sent_II = cut.gathered(size_E), across.gathered(need_nI.sum(0))
 
   def there_and_back(sizes, x_MD, gate_MK):
-    crossing = lambda a_MX: exchange.rows(a_MX, sent_II, sizes[0], across)
+    def crossing(a_MX) -> typing.Any:
+      return exchange.rows(a_MX, sent_II, sizes[0], across)
+
     x_RD, gate_RK = crossing(x_MD), crossing(gate_MK)
     id_RK = jax.lax.stop_gradient(crossing(id_MK.astype(jnp.float32))).astype(jnp.int32) - 1
     landed = TokenPlan(id_RK, gate_RK, E // nodes)
