@@ -9,6 +9,7 @@ is not built.
 """
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def is_away(leaf: jax.Array) -> bool:
   return jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
-def streamed(adam, clipped, grads, state: optax.ScaleByAdamState, good):
+def streamed(adam, clipped, grads, state: typing.Any, good):
   """adam.update(clipped(grads), state) part by part, with moments that change if it is `good`.
 
   A run of layers is a loop over its layers, so that the moments of one are on the device.

@@ -49,7 +49,7 @@ def compile(lowered, name: str) -> Compiled:
     seconds, worked = time.perf_counter() - start, time.process_time() - worked
     dump = lambda end: next(pathlib.Path(folder).glob(f"*jit_{name}*{end}")).read_text()
     text, report = dump("after_optimizations.txt"), dump("-memory-usage-report.txt")
-  said = program.memory_analysis()
+  said: typing.Any = program.memory_analysis()
   memory = {
     "arguments": said.argument_size_in_bytes,
     "temporary": said.temp_size_in_bytes,
