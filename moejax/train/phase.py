@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from moejax.core import dtypes, plugin, runs
 from moejax.core.plugin import Wrong
 from moejax.optim import offload
-from moejax.train import balancing, buffers, evaluate, objective, stages
+from moejax.train import balancing, buffers, evaluate, objective, stages, strict
 from moejax.train import mesh as meshes
 from moejax.train import step as steps
 
@@ -64,6 +64,9 @@ def program(cfg, trainable, mesh) -> Program:
   optim = plugin.module(cfg.optim)
   tx = optim.make(cfg.optim, lr, shapes, precision.moments, trainable, steps_in_all)
   loss_fn = objective.make(model, precision)
+  if cfg.train.strict:
+    strict.check(cfg, mesh)
+    loss_fn = strict.loss(loss_fn, mesh)
   hooks = (balancing.controllers, buffers.refresh)
   dtype = dtypes.dtype(precision.accumulate)
   step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs(cfg), dtype)
@@ -73,6 +76,8 @@ def program(cfg, trainable, mesh) -> Program:
   template = meshes.placed(jax.eval_shape(first, token_BT, key), mesh)
   if cfg.optim.offload:
     template = offload.placed(template)
+  if cfg.train.strict:
+    template, step = strict.whole(template, mesh), strict.step(step, mesh)
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
   first = jax.jit(first, out_shardings=to)  # of a key: all seeds have one program
   whole = NamedSharding(mesh, P())  # what is read on the host, by any process
