@@ -76,7 +76,7 @@ def attend(q_BTHA, k_BTJA, v_BTJA, segment_BT, anchor_BT, window: int | None, an
     pair = lambda x: x.reshape(b, 2, t // 2, *x.shape[2:]).swapaxes(0, 1)
     heads_first = lambda x: pair(x).swapaxes(2, 3)
     parts = (q_2bjGtA, heads_first(k_btjA), heads_first(v_btjA), jax.tree.map(pair, marks))
-    y_2bjGtA = _home(_ring(*jax.tree.map(lambda x: _away(x, kept), parts), kept), kept)
+    y_2bjGtA: typing.Any = _home(_ring(*jax.tree.map(lambda x: _away(x, kept), parts), kept), kept)
     return y_2bjGtA.transpose(1, 0, 4, 2, 3, 5).reshape(b, t, h, A).astype(v_btjA.dtype)
 
   marks = {"segment": segment_BT, "anchor": anchor_BT}

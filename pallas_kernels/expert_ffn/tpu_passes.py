@@ -54,7 +54,7 @@ def by_rows(
   own = jnp.sum((visits.group_V < E) & (jnp.arange(len(visits.group_V)) < visits.count))
   contracted = (((1,), (1 if turned else 0,)), ((), ()))
   packed = tpu_rows.packs(weights[0].dtype, O)
-  fetching = [Fetching(rows, b, I, 1)] if fetched else []
+  fetching = [Fetching(rows, b, I, 1)] if isinstance(rows, Fetched) else []
   weighed = weight_M is not None
 
   def kernel(group_V, first_V, last_V, tile_V, *refs):
@@ -183,7 +183,7 @@ def by_group(name: str, x, g_s: list, *, size_E, tile: Tiles, interpret=False) -
   b, inputs, outputs = tile
   visits = tiles.by_tile(size_E, M, b, every_group=True)
   of_x = fetched is x
-  fetching = fetched and Fetching(fetched, b, inputs if of_x else outputs, 2)
+  fetching: typing.Any = fetched and Fetching(fetched, b, inputs if of_x else outputs, 2)
   there = [a for a in (x, *g_s) if not isinstance(a, Fetched)]
   dtype = there[0].dtype
 

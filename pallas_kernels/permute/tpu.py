@@ -92,7 +92,7 @@ def sums(word_MW, row_NK, D, dtype, gate_NK=None, interpret=False):
 
   gated, by_token = gate_NK is not None, pl.BlockSpec((b, K), lambda i: (i, 0))
   beside = [(row_NK.astype(jnp.int32), by_token)]
-  if gated:
+  if gate_NK is not None:
     beside += [(gate_NK.astype(jnp.float32), by_token)]
   return _call(
     kernel,
