@@ -42,7 +42,8 @@ def arguments(case, seed=0):
   rng = np.random.default_rng(seed)
   N, K, E, D, F = case.N, case.K, case.E, case.D, case.F
   shapes = [(N, D), (E, D, F), (E, D, F), (E, F, D), (N * K,)]
-  return [0.5 * rng.normal(size=shape) for shape in shapes], cases.rows(case)
+  scales = 1.0, D**-0.5, D**-0.5, F**-0.5, 1.0
+  return [c * rng.normal(size=s) for c, s in zip(scales, shapes, strict=True)], cases.rows(case)
 
 
 def check(got_of, case, dtype=np.float32, close=2e-5, seed=0):
@@ -125,7 +126,8 @@ def test_a_layer_compiled_for_an_h200_has_the_kernels_of_a_gpu():
   """The machine of the context mesh decides, not the one that compiles."""
   layer = moe.Layer(moe.Config(topk.Config(), sort.Config(), 8, 512))
   x_ND, ctx = jax.ShapeDtypeStruct((1024, 256), jnp.bfloat16), RouterInputs(seq_len=512)
-  variables = jax.eval_shape(layer.init, jax.random.key(0), x_ND, ctx)
+  wide_ND = jax.ShapeDtypeStruct(x_ND.shape, jnp.float32)
+  variables = jax.eval_shape(layer.init, jax.random.key(0), wide_ND, ctx)
 
   def grads(variables, x_ND):
     def loss(params, x_ND):
