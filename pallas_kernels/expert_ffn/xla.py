@@ -18,16 +18,7 @@ FILL = {"mode": "fill", "fill_value": 0}
 
 @jax.custom_vjp
 def swiglu(x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, row_NK, size_E):
-  """y[n] = sum over the rows of n of gate * (silu(x wg) * (x wu)) wo, with the row's expert.
-
-  Rows are sorted by expert and token_M names their tokens; row_NK says where the choices of a token
-  are, M for one that is unused. Rows beyond sum(size_E) count for nothing.
-
-  >>> wg, wu, wo = jnp.full((2, 1, 1), 50.), jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1))
-  >>> gate_M, token_M, row_NK = jnp.array([.5, 2.]), jnp.array([0, 0]), jnp.array([[0, 1]])
-  >>> swiglu(jnp.ones((1, 1)), wg, wu, wo, gate_M, token_M, row_NK, jnp.array([1, 1])).tolist()
-  [[125.0]]
-  """
+  """As expert_ffn.swiglu says."""
   return _forward(x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, row_NK, size_E)[0]
 
 
