@@ -44,7 +44,7 @@ def grid(own: bool = True) -> list[dict]:
   """The cells that an audit without a mesh runs on eight devices; `own`: of the tiny model.
 
   >>> grid()[0]
-  {'mesh': 'expert:8', 'dispatch': 'all_gather'}
+  {'mesh': 'expert:8', 'dispatch': 'adaptive'}
   """
   owned = [{"mesh": mesh, "dispatch": name} for mesh in OWNERS for name in plugin.names("dispatch")]
   by_mesh = lambda mesh: {"mesh": mesh, "dispatch": "ragged" if "expert" in mesh else "sort"}

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moejax.core import plugin, runs
+from moejax.core import axes, plugin, runs
 from moejax.core.plugin import Wrong
 from moejax.layers import moe
 
@@ -59,7 +59,8 @@ def loss(loss_fn, mesh):
   """loss_fn with gradients that are whole on every device."""
 
   def strict(params, *rest):
-    return loss_fn(jax.tree.map(functools.partial(_whole, mesh), params), *rest)
+    with axes.whole_over("expert"):
+      return loss_fn(jax.tree.map(functools.partial(_whole, mesh), params), *rest)
 
   return strict
 

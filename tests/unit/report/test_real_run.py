@@ -42,7 +42,8 @@ def test_every_documented_key_of_a_line_is_written(run):
   rows = {row["kind"]: row for row in read(run).rows}
   for kind in ("train", "eval", "domains", "stage", "done"):
     assert set(keys.KEYS[kind]) - {"memories"} == set(rows[kind]) - {"kind"}  # it has no memory
-  assert set(rows["train"]["layers"]["layer_000"]) == set(keys.KEYS["layers"])
+  never = {"spilled"}  # its dispatch has room for all
+  assert set(rows["train"]["layers"]["layer_000"]) == set(keys.KEYS["layers"]) - never
 
 
 def test_the_page_shows_all_that_a_run_leaves(run):

@@ -25,7 +25,7 @@ def outcome(cfg, packed):
   segment_BT = SEGMENT_BT if packed else None
 
   def loss(*qkv):
-    y_BTHA = gqa._attended(*qkv, segment_BT, cfg)
+    y_BTHA = gqa.attended(*qkv, segment_BT, cfg)
     return jnp.sum(jnp.sin(3 * y_BTHA)), y_BTHA
 
   return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q_BTHA, k_BTJA, v_BTJA)
@@ -53,7 +53,7 @@ def test_a_ring_sees_what_one_device_sees(cfg, packed, sizes):
 def test_sixteen_bit_numbers_keep_their_dtype():
   ones = lambda heads: jnp.ones((B, T, heads, A), jnp.bfloat16)
   with jax.set_mesh(mesh_of(context=2)):
-    y_BTHA = jax.jit(gqa._attended, static_argnums=4)(ones(H), ones(J), ones(J), None, gqa.Config())
+    y_BTHA = jax.jit(gqa.attended, static_argnums=4)(ones(H), ones(J), ones(J), None, gqa.Config())
   assert y_BTHA.dtype == jnp.bfloat16
   np.testing.assert_allclose(y_BTHA.astype(jnp.float32), 1, rtol=1e-2)
 
