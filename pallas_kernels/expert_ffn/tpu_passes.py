@@ -183,7 +183,7 @@ def by_group(name: str, x, g_s: list, *, size_E, tile: Tiles, interpret=False) -
   b, inputs, outputs = tile
   visits = tiles.by_tile(size_E, M, b, every_group=True)
   of_x = fetched is x
-  fetching: typing.Any = fetched and Fetching(fetched, b, inputs if of_x else outputs, 2)
+  fetching = [Fetching(fetched, b, inputs if of_x else outputs, 2)] if fetched else []
   there = [a for a in (x, *g_s) if not isinstance(a, Fetched)]
   dtype = there[0].dtype
 
@@ -196,7 +196,7 @@ def by_group(name: str, x, g_s: list, *, size_E, tile: Tiles, interpret=False) -
     first, last = first_V[v] - row, last_V[v] - row
     if fetched:
       block = pl.program_id(1 if of_x else 0)
-      fetching.run(v, last_visit, block, tile_V, *tokens, *scratch)
+      fetching[0].run(v, last_visit, block, tile_V, *tokens, *scratch)
       given.insert(0 if of_x else 1, scratch[2])
     x_bi, *g_all = given
 
@@ -235,9 +235,9 @@ def by_group(name: str, x, g_s: list, *, size_E, tile: Tiles, interpret=False) -
     name,
     (-(-O // outputs), -(-I // inputs), visits.count),
     [visits.group_V, visits.first_V, visits.last_V, visits.tile_V],
-    [*(fetching.operands() if fetched else []), *zip(there, specs, strict=True)],
+    [*(fetching[0].operands() if fetching else []), *zip(there, specs, strict=True)],
     [(result, to)] * len(g_s),
-    [*sums, *(fetching.scratch() if fetched else [])],
+    [*sums, *(fetching[0].scratch() if fetching else [])],
     (tile, {"M": M, "E": E, "I": I, "O": O}, dtype.itemsize),
     2 * M * I * O * len(g_s),
     interpret,
