@@ -45,7 +45,8 @@ def heuristic(part: str, shape: dict, itemsize: int = 2, weight: int | None = No
 
   A group ends within a tile, so that about half a tile per group is done in vain: rows follow the
   mean. The rest follows from VMEM: what fits and moves least, which is all inputs at once wherever
-  there is room. Of two cores that share a device each has columns of its own.
+  there is room. Of two cores that share a device each has columns of its own,
+  where there are enough.
 
   >>> heuristic("forward", {"M": 8192, "E": 8, "I": 1024, "O": 512})
   Tiles(rows=256, inputs=1024, outputs=512)
@@ -53,13 +54,14 @@ def heuristic(part: str, shape: dict, itemsize: int = 2, weight: int | None = No
   chip = CHIPS.get(target.kind(), ANY)
   rows, outputs = row_tile(shape, chip), shape["O"]
   cores = min(chip.cores, -(-outputs // 128))
-  best, least = None, math.inf
+  best, least = None, (True, math.inf)
   for at_once in [shape["I"]] if weight else parts(shape["I"]):
     for out in parts(outputs):
       tile = Tiles(rows, at_once, out)
       fits = vmem(part, tile, itemsize, weight) <= chip.vmem and math.prod(tile) <= WORK
-      if fits and -(-outputs // out) % cores == 0 and moved(part, tile, shape) < least:
-        best, least = tile, moved(part, tile, shape)
+      cost = (-(-outputs // out) % cores > 0, moved(part, tile, shape))
+      if fits and cost < least:
+        best, least = tile, cost
   if best is None:
     raise NotImplementedError(f"no tile of {rows} rows fits the VMEM of {target.kind()}")
   return best
