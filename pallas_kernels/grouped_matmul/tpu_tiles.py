@@ -45,8 +45,7 @@ def heuristic(part: str, shape: dict, itemsize: int = 2, weight: int | None = No
 
   A group ends within a tile, so that about half a tile per group is done in vain: rows follow the
   mean. The rest follows from VMEM: what fits and moves least, which is all inputs at once wherever
-  there is room. Of two cores that share a device each has columns of its own,
-  where there are enough.
+  there is room. Of two cores that share a device each has columns of its own, if there are enough.
 
   >>> heuristic("forward", {"M": 8192, "E": 8, "I": 1024, "O": 512})
   Tiles(rows=256, inputs=1024, outputs=512)

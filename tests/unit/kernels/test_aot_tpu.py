@@ -84,10 +84,10 @@ def test_an_expert_ffn_and_its_gradients_compile_within_vmem(chip, model):
   assert program.temporary < 6 * hidden + (2 + sorted_) * rows + 4 * tokens + lanes
 
 
-@pytest.mark.parametrize("model", cases.MODELS)
+# each program once: what was compiled for another machine cannot be read back from JAX's cache
+@pytest.mark.parametrize("D, K", sorted({(m.D, m.K) for m in cases.MODELS.values()}))
 @pytest.mark.parametrize("chip", aot.CHIPS)
-def test_rows_and_tokens_compile(chip, model):
-  D, _, _, K = cases.MODELS[model]
+def test_rows_and_tokens_compile(chip, D, K):
   mesh, N, array = aot.mesh(chip), 2048, jax.ShapeDtypeStruct
   x_ND, y_MD = array((N, D), jnp.bfloat16), array((N * K, D), jnp.bfloat16)
   gate_M, token_M = array((N * K,), jnp.float32), array((N * K,), jnp.int32)
