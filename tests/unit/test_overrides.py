@@ -149,3 +149,10 @@ def made(cfg):
   """The shapes of a model's variables."""
   init = plugin.module(cfg).Model(cfg).init
   return jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, 8), int))
+
+
+def test_a_config_file_is_read_as_it_stands(tmp_path):
+  file = tmp_path / "edited.py"
+  for value in ("0.1", "0.2"):  # two texts of one size, within a second
+    file.write_text(f"def get_config():\n  return {{'train': {{'lr_peak': {value}}}}}\n")
+    assert flags.find(str(file))[0].get_config()["train"]["lr_peak"] == float(value)
