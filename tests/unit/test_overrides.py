@@ -151,7 +151,8 @@ def made(cfg):
   return jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, 8), int))
 
 
-def test_a_config_file_is_read_as_it_stands(tmp_path):
+def test_a_config_file_is_read_as_it_stands(tmp_path, monkeypatch):
+  monkeypatch.setattr("sys.dont_write_bytecode", False)
   file = tmp_path / "edited.py"
   for value in ("0.1", "0.2"):  # two texts of one size, within a second
     file.write_text(f"def get_config():\n  return {{'train': {{'lr_peak': {value}}}}}\n")
