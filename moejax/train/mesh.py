@@ -1,7 +1,8 @@
 """The mesh of a run, and where its arrays lie on it.
 
 Section:  `mesh`, a text such as "data:2,expert:4"; empty = all devices on `data`. Axes are among
-          data, fsdp, expert, context, tensor and stage (what each cuts: core/axes.py). A mesh
+          data, fsdp, expert, context, tensor and stage (what each cuts: core/axes.py;
+          stage only where layers are stored: nothing is pipelined). A mesh
           smaller than the machine takes its first devices, so one config compares mesh sizes.
 """
 
