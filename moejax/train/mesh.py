@@ -1,9 +1,9 @@
 """The mesh of a run, and where its arrays lie on it.
 
 Section:  `mesh`, a text such as "data:2,expert:4"; empty = all devices on `data`. Axes are among
-          data, fsdp, expert, context, tensor and stage (what each cuts: core/axes.py;
-          stage only where layers are stored: nothing is pipelined). A mesh
-          smaller than the machine takes its first devices, so one config compares mesh sizes.
+          data, fsdp, expert, context, tensor and stage (what each cuts: core/axes.py; stage only
+          where layers are stored: nothing is pipelined). A mesh smaller than the machine takes its
+          first devices, so one config compares mesh sizes.
 """
 
 import math
@@ -70,7 +70,7 @@ def rows(mesh) -> int:
 
 
 def check(cfg, mesh):
-  """Refuses a run's batch or number of experts that the mesh does not divide."""
+  """Refuses a batch, a sequence or a number of experts that the mesh does not divide."""
   shards, accumulate, owners = rows(mesh), cfg.train.accumulate, mesh.shape.get("expert", 1)
   size, text = cfg.train.batch_size, ",".join(f"{a}:{n}" for a, n in mesh.shape.items())
   if size // accumulate % shards:
@@ -78,6 +78,12 @@ def check(cfg, mesh):
       f"mesh: micro-batches of {size // accumulate} rows (train.batch_size {size},"
       f" train.accumulate {accumulate}) cannot be cut over {shards} devices ({text}); use a"
       f" batch_size that is a multiple of {shards * accumulate}, or a smaller mesh."
+    )
+  T, parts = cfg.data.seq_len, mesh.shape.get("context", 1)
+  if parts > 1 and T % (2 * parts):
+    raise Wrong(
+      f"mesh: sequences of {T} cannot be cut over context:{parts}, whose devices have two parts"
+      f" each; set data.seq_len to a multiple of {2 * parts}, or take another mesh."
     )
   for _, layer in runs.find(cfg.model.layers, moe.Config):
     stored = layer.stored or layer.num_experts

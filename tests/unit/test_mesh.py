@@ -47,7 +47,8 @@ def test_every_process_must_take_part(monkeypatch):
 
 
 def run_of(model, **train):
-  return types.SimpleNamespace(model=model.cfg, train=types.SimpleNamespace(**train))
+  of = types.SimpleNamespace
+  return of(model=model.cfg, train=of(**train), data=of(seq_len=12))
 
 
 def test_what_the_mesh_does_not_divide_is_refused(moe_model):
@@ -57,6 +58,9 @@ def test_what_the_mesh_does_not_divide_is_refused(moe_model):
     mesh.check(run_of(model, batch_size=8, accumulate=2), made)
   with pytest.raises(Wrong, match="6 experts cannot be cut over expert:4; use a mesh"):
     mesh.check(run_of(moe_model("topk", num_experts=6), batch_size=8, accumulate=1), made)
+  mesh.check(run_of(model, batch_size=8, accumulate=1), mesh.make("context:2"))
+  with pytest.raises(Wrong, match="sequences of 12 cannot be cut over context:4, .* multiple of 8"):
+    mesh.check(run_of(model, batch_size=8, accumulate=1), mesh.make("context:4"))
 
 
 def test_shardings_follow_suffixes_and_roles_wherever_a_leaf_is():

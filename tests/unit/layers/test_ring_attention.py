@@ -9,7 +9,7 @@ from close import assert_close
 from jax.sharding import AxisType
 
 from moejax.attention import gqa
-from moejax.layers import ring
+from moejax.layers import ring_attention
 
 B, T, H, J, A = 2, 32, 4, 2, 4
 SEGMENT_BT = jnp.array([[1] * 5 + [2] * 14 + [3] * 10 + [0] * 3, [1] * T])
@@ -46,7 +46,7 @@ def outcome(cfg, packed):
 def test_a_ring_sees_what_one_device_sees(cfg, packed, sizes):
   want = outcome(cfg, packed)
   with jax.set_mesh(mesh_of(**sizes)):
-    assert ring.fits(T)
+    assert ring_attention.fits(T)
     assert_close(outcome(cfg, packed), want)
 
 
@@ -60,7 +60,7 @@ def test_sixteen_bit_numbers_keep_their_dtype():
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_zigzag_gives_every_device_the_same_pairs(devices):
-  kept = ring.order(2 * devices, devices, None, 0)
+  kept = ring_attention.order(2 * devices, devices, None, 0)
   held = [kept.chunks(i) for i in range(devices)]
   assert sorted(sum(held, ())) == list(range(2 * devices))
   assert {sum(chunk + 1 for chunk in two) for two in held} == {2 * devices + 1}

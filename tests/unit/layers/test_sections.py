@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.core import ring
+from moejax.layers import sections
 from pallas_kernels import aot
 
 N, D = 6, 16
@@ -28,10 +28,10 @@ def test_a_ring_gives_what_resident_sections_give(K):
   names = ("wi_DD", "wo_DD")
   weights = {n: jax.random.normal(k, (N, D, D)) for n, k in zip(names, keys[:2], strict=True)}
   x_BD = jax.random.normal(keys[2], (4, D))
-  near, far = ring.split(weights, K)
+  near, far = sections.split(weights, K)
   far = placed(far, "pinned_host")
   assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(far)} == {"pinned_host"}
-  loss = lambda near, far, x_BD: jnp.sum(jnp.sin(ring.through(section, near, far, x_BD)))
+  loss = lambda near, far, x_BD: jnp.sum(jnp.sin(sections.through(section, near, far, x_BD)))
   value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=2))
   none = jax.tree.map(lambda leaf: leaf[:0], weights)
   np.testing.assert_array_equal(
@@ -43,7 +43,7 @@ def test_a_ring_gives_what_resident_sections_give(K):
   by_hand = x_BD
   for i in range(N):
     by_hand = section(jax.tree.map(lambda leaf, i=i: leaf[i], weights), by_hand)
-  got = jax.jit(lambda *a: ring.through(section, *a))(near, far, x_BD)
+  got = jax.jit(lambda *a: sections.through(section, *a))(near, far, x_BD)
   np.testing.assert_allclose(got, by_hand, rtol=2e-5, atol=2e-5)
 
 
@@ -61,7 +61,7 @@ def test_on_a_tpu_what_waits_is_in_host_memory_and_the_peak_falls():
       for name in ("wi_DD", "wo_DD")
     }
     x_BD = jax.ShapeDtypeStruct((8, D), jnp.bfloat16, sharding=here)
-    run = jax.jit(lambda *a: ring.through(section, *a))
+    run = jax.jit(lambda *a: sections.through(section, *a))
     with jax.set_mesh(mesh), aot.environment():
       traced = run.trace(of(K, here), of(N - K, there), x_BD)
       memory = traced.lower(lowering_platforms=("tpu",)).compile().memory_analysis()
