@@ -92,6 +92,8 @@ NOTES = """\
 * Experts are owned (`all_to_all`, slots for 1.25 times the even load), all else is cut by `fsdp`.
 * DeepSeek-V3 and Kimi K2 have grouped-query attention here, of 128 and 64 query heads and 8 key
   heads of 128, in place of multi-head latent attention, and no multi-token prediction.
+* Gradients of what `fsdp` cuts are scattered. Where a TPU's compiler sums some of them whole on
+  every device, and cuts them then, the table has an all-reduce over `fsdp`.
 * On an H200 attention is what XLA makes of it: cuDNN's cannot be compiled where there is no cuDNN.
 * `python -m moejax plan --check docs/plans/*.json` compiles them again and says what differs;
   `--remake docs/plans/*.json` replaces them; `--page docs/plans/*.json > docs/plans.md` makes this
