@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moejax.core import routing
+from moejax.core import routing, sums
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 
@@ -41,4 +41,4 @@ def loss(sums_L, past_L, cfg):
   >>> float(loss(sums, {}, Config()))
   1.5
   """
-  return jnp.sum(sums_L["cross_entropy"] / jnp.maximum(sums_L["count_U"].sum(1), 1))
+  return jnp.sum(sums.per(sums_L["cross_entropy"], sums_L["count_U"].sum(1)))

@@ -17,6 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from moejax.core import sums
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 
@@ -56,10 +57,10 @@ def loss(sums_L, past_L, cfg):
   1.0
   """
   token_L1 = counted_L1 = sums_L["tokens"][:, None]
-  mean_LG, count_LG = sums_L["prob_G"] / jnp.maximum(token_L1, 1), sums_L["count_G"]
+  mean_LG, count_LG = sums.per(sums_L["prob_G"], token_L1), sums_L["count_G"]
   if cfg.scope == "step" and past_L:
     count_LG, counted_L1 = count_LG + past_L["count_G"], counted_L1 + past_L["tokens"][:, None]
-  chosen_LG = count_LG / jnp.maximum(counted_L1, 1)  # per token
+  chosen_LG = sums.per(count_LG, counted_L1)  # per token
   return jnp.sum(chosen_LG / _target(chosen_LG.sum(1, keepdims=True), cfg) * mean_LG)
 
 

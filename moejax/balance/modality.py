@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moejax.core import sums
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 
@@ -58,7 +59,7 @@ def loss(sums_L, past_L, cfg):
   2.0
   """
   count_LYU = jax.lax.stop_gradient(sums_L["count_YU"])
-  share_LYU = count_LYU / jnp.maximum(count_LYU.sum(-1, keepdims=True), 1)
-  mean_LYU = sums_L["prob_YU"] / jnp.maximum(sums_L["token_Y"], 1)[..., None]
+  share_LYU = sums.per(count_LYU, count_LYU.sum(-1, keepdims=True))
+  mean_LYU = sums.per(sums_L["prob_YU"], sums_L["token_Y"][..., None])
   ids_LY = jax.lax.stop_gradient(sums_L["open_YU_max"]).sum(-1)
   return jnp.sum(ids_LY * jnp.sum(share_LYU * mean_LYU, axis=-1))

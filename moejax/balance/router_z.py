@@ -12,6 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moejax.core import sums
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -30,4 +32,4 @@ def loss(sums_L, past_L, cfg):
   >>> float(loss({"z": jnp.array([8.0, 4.0]), "tokens": jnp.array([4.0, 4.0])}, {}, Config()))
   3.0
   """
-  return jnp.sum(sums_L["z"] / jnp.maximum(sums_L["tokens"], 1))
+  return jnp.sum(sums.per(sums_L["z"], sums_L["tokens"]))

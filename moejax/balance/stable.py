@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moejax.core import routing
+from moejax.core import routing, sums
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 
@@ -46,4 +46,4 @@ def loss(sums_L, past_L, cfg):
   count_LU = jax.lax.stop_gradient(sums_L["count_U"])
   mean_L1 = jnp.maximum(count_LU.mean(1, keepdims=True), 1e-9)  # no choices: 0 / 1e-9
   over_L = jnp.sum((count_LU / mean_L1 - 1) * sums_L["score_U"], axis=1)
-  return jnp.sum(over_L / jnp.maximum(sums_L["tokens"], 1))
+  return jnp.sum(sums.per(over_L, sums_L["tokens"]))

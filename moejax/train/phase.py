@@ -66,7 +66,6 @@ def program(cfg, trainable, mesh) -> Program:
   loss_fn = objective.make(model, precision)
   if cfg.train.strict:
     strict.check(cfg, mesh)
-    loss_fn = strict.loss(loss_fn, mesh)
   hooks = (balancing.controllers, buffers.refresh)
   dtype = dtypes.dtype(precision.accumulate)
   step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs(cfg), dtype)

@@ -1,35 +1,35 @@
-"""Strict mode: the losses of a run have the same bits on expert:2 and expert:4.
+"""Strict mode: the losses of a run have the same bits on expert:2, expert:4, expert:8, ...
 
-Config: `train.strict`, with the dispatch `ordered` in every MoE layer. The meshes are `expert:n`
-        alone or beside one fixed number of `data`. Tokens are not cut over the owners, experts work
-        one after another and their rows are added up choice by choice (dispatch/ordered.py);
-        gradients are whole on every device before anything is summed over them, as their norm.
-        On one owner, on eight, and beside `data` the last bits still differ (test_strict.py): some
-        sum there has another order.
-        It costs the work of the dense layers once per owner: a mode to find a difference with.
+Paper:  Meituan 2025 (LongCat-Flash), arXiv:2509.01322, computes in a fixed order to reproduce runs.
+Config: `train.strict`, with the dispatch `ordered` in every MoE layer. The mesh is `expert:n` of
+        machines of one kind; CPUs cut a matmul by their threads, so that there runs with one
+        JAX_NUM_CPU_DEVICES are alike.
+Cost:   every device has the whole state and the whole batch and does the work of a step alone, but
+        for the experts, of which it does its own (dispatch/ordered.py): a mode to find a difference
+        with.
+
+The step is one program for one device, and the only numbers in it that follow the mesh are how many
+experts a device takes and among how many it adds up rows of which one alone is not zero. A program
+for expert:1 takes another way through the compiler: of small models its bits are the same, of
+larger ones and with rematerialisation the last ones may differ.
 """
 
-import functools
-
 import jax
-from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moejax.core import axes, plugin, runs
+from moejax.core import plugin, runs
 from moejax.core.plugin import Wrong
 from moejax.layers import moe
-
-AXES = ("data", "expert")
 
 
 def check(cfg, mesh) -> None:
   """Refuses what has no fixed order."""
-  others = [f"{axis}:{size}" for axis, size in mesh.shape.items() if axis not in AXES and size > 1]
+  others = [f"{axis}:{n}" for axis, n in mesh.shape.items() if axis != "expert" and n > 1]
   if others:
     raise Wrong(
-      f"train.strict: sums over {', '.join(others)} have no fixed order; use a mesh of expert, or"
-      " of data and expert."
+      f"train.strict: sums over {', '.join(others)} have no fixed order; use a mesh of"
+      " expert alone."
     )
   for _, layer in runs.find(cfg.model.layers, moe.Config):
     if plugin.stem(layer.dispatch) != "ordered":
@@ -40,39 +40,11 @@ def check(cfg, mesh) -> None:
 
 
 def whole(shapes, mesh):
-  """The shapes of a state that lies whole on every device: its norms are sums of one order."""
+  """The shapes of a state that lies whole on every device."""
   to = NamedSharding(mesh, P())
   return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes)
 
 
 def step(step_fn, mesh):
-  """step_fn over a batch that is not cut over owners."""
-  rows = NamedSharding(mesh, P(tuple(axis for axis in ("data",) if axis in mesh.shape)))
-
-  def strict(state, batch):
-    batch = jax.tree.map(lambda a: lax.with_sharding_constraint(a, rows), batch)
-    return step_fn(state, lax.optimization_barrier(batch))
-
-  return strict
-
-
-def loss(loss_fn, mesh):
-  """loss_fn with gradients that are whole on every device."""
-
-  def strict(params, *rest):
-    with axes.whole_over("expert"):
-      return loss_fn(jax.tree.map(functools.partial(_whole, mesh), params), *rest)
-
-  return strict
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole(mesh, leaf):
-  return leaf
-
-
-def _gradient(mesh, _, d):
-  return (lax.optimization_barrier(lax.with_sharding_constraint(d, NamedSharding(mesh, P()))),)
-
-
-_whole.defvjp(lambda mesh, leaf: (leaf, None), _gradient)
+  """step_fn(state, batch) on every device, each of which has all of both."""
+  return jax.shard_map(step_fn, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
