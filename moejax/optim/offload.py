@@ -44,13 +44,21 @@ def is_away(leaf: jax.Array) -> bool:
   return jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
+def near(tree):
+  """A tree of traced arrays, on the device."""
+  return jax.device_put(tree, jax.memory.Space.Device)
+
+
+def back(leaf: jax.Array, old: jax.Array) -> jax.Array:
+  """A traced array, in the memory that the one it replaces has."""
+  return jax.device_put(leaf, jax.memory.Space.Host) if is_away(old) else leaf
+
+
 def streamed(adam, clipped, grads, state: typing.Any, good):
   """adam.update(clipped(grads), state) part by part, with moments that change if it is `good`.
 
   A run of layers is a loop over its layers, so that the moments of one are on the device.
   """
-  near = lambda tree: jax.device_put(tree, jax.memory.Space.Device)
-  back = lambda a, old: jax.device_put(a, jax.memory.Space.Host) if is_away(old) else a
   count = state.count
 
   def one(_, part):

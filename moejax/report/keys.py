@@ -16,6 +16,7 @@ KINDS = {
   "train": "A logged training step.",
   "eval": "An evaluation on held-out documents.",
   "domains": "Once, at the end: loss and routing by the label of the text.",
+  "placement": "Experts were to move to other slots (train.placement).",
   "stage": "The start of a stage.",
   "resume": "The run went on from a checkpoint; lines of later steps written before it are void.",
   "done": "The run came to its end.",
@@ -67,6 +68,9 @@ KEYS = {
     "bias_max": Key(
       "Selection bias", "largest", "Largest size of a controller's bias; absent without."
     ),
+    "straggler": Key(
+      "Straggler", "of mean", "Choices for the busiest owner of experts; absent with one owner."
+    ),
   },
   "memories": {
     "hit": Key("Slots hit", "share", "Slots of the memory that some token of the step chose."),
@@ -86,6 +90,13 @@ KEYS = {
     "tokens": Key("Tokens", "tokens", "List by label: held-out targets of that domain."),
     "loss": Key("Loss", "nats per token", "List by label."),
     "layers": Key("Routing", "share", "Layer -> [label][id]: share of the label's choices."),
+  },
+  "placement": {
+    "step": _STEP,
+    "stage": _STAGE,
+    "layers": Key(
+      "Layers", "", "Layer -> straggler before and after, by average loads; slots moved to."
+    ),
   },
   "stage": {
     "step": _STEP,

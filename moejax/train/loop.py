@@ -15,6 +15,7 @@ from moejax.data import text
 from moejax.train import (
   checkpoint,
   evaluate,
+  migration,
   phase,
   processes,
   record,
@@ -200,10 +201,13 @@ class Run:
   def _enter(self, index, at: phase.Phase, state):
     """The state and the functions at the start of a later stage."""
     stage = self.stages[index]
+    if stage.transform is not None:
+      state = migration.home(at, self.mesh, state)
     variables = {"params": state.params, **state.model_state}
     variables, model_cfg, follow = stages.enter(stage, variables, at.cfg.model, self.cfg.train.seed)
     cfg, model_cfg = stages.changed(at.cfg, model_cfg, stage.changes)
     new = self._phase(index, dataclasses.replace(cfg, model=model_cfg))
+    variables = migration.started(variables, new.cfg.train.placement, model_cfg)
     how = {"old_cfg": at.cfg.model, "new_cfg": model_cfg, "follow": follow}
     state = stages.moved(state, variables, new.template, **how)
     self.folder.log("stage", stage=index, step=int(state.step), name=stages.title(stage))
@@ -217,6 +221,7 @@ class Run:
     train, begin, end = at.cfg.train, int(state.step), self.ends[at.index]
     replay = tracing.Replay(at, self.corpus, self.share[0])
     tracer = tracing.Tracer(at, self.folder, self.corpus, self.mesh)
+    mover = None if train.placement is None else migration.Mover(at, self.mesh)
     batches = self._batches("train", train.batch_size, begin)
     with contextlib.closing(batches), contextlib.closing(tracer):
       before = None  # what the step before returned: only that one is waited for
@@ -235,6 +240,9 @@ class Run:
         self.record.step(at, step)
         if step % train.log_every == 0 or last or step == 1:
           self.record.train(at, state, seen, step)
+        if mover is not None and mover.due(step):
+          state, found = mover(state)
+          self.folder.log("placement", stage=at.index, step=step, layers=found)
         with self.record.pause():
           due = step % train.eval_every == 0 or last
           scores = self._evaluate(at, state, step) if due else {}

@@ -5,16 +5,27 @@ import numpy as np
 
 from moejax.core import runs, tree
 from moejax.layers import moe
+from moejax.train import placement
 
 
-def of_step(layer_sums: dict, model_state: dict, model_cfg) -> dict:
-  """{"layers": {layer_NNN: numbers of its router}}, and the same for "memories" where there are."""
+def of_step(layer_sums: dict, model_state: dict, model_cfg, owners: int = 1) -> dict:
+  """{"layers": {layer_NNN: numbers of its router}}, and the same for "memories" where there are.
+
+  `owners` are the parts into which the slots of experts are cut.
+  """
   sums = tree.unstack(jax.device_get(layer_sums), model_cfg)
   state = tree.unstack(jax.device_get(model_state.get("router_state", {})), model_cfg)
   layers = {
     name: of_layer(tree.at(sums, (name, *path)), tree.at(state, (name, *path, "router")))
     for name, path in moe_layers(model_cfg)
   }
+  tables = tree.unstack(jax.device_get(model_state.get("placement", {})), model_cfg)
+  for name, path in moe_layers(model_cfg) if owners > 1 else ():
+    cfg = dict(runs.sections(model_cfg.layers[int(name[-3:])]))[path]
+    load_E = tree.at(sums, (name, *path))["count_U"][: cfg.num_experts]
+    slot_ER = tree.at(tables, (name, *path))["slot_ER"]
+    shape = (owners, cfg.stored or cfg.num_experts)
+    layers[name]["straggler"] = placement.straggler(load_E, slot_ER, *shape)
   memories = {
     name: of_memory(tree.at(sums, (name, *path))["count_P"])
     for i, layer in enumerate(model_cfg.layers)

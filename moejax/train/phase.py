@@ -1,6 +1,7 @@
 """A stage ready to run: its model and compiled functions, and the shapes of its state."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from moejax.core import dtypes, plugin, runs
 from moejax.core.plugin import Wrong
 from moejax.optim import offload
-from moejax.train import balancing, buffers, evaluate, objective, stages, strict
+from moejax.train import balancing, buffers, evaluate, migration, objective, stages, strict
 from moejax.train import mesh as meshes
 from moejax.train import step as steps
 
@@ -67,6 +68,9 @@ def program(cfg, trainable, mesh) -> Program:
   if cfg.train.strict:
     strict.check(cfg, mesh)
   hooks = (balancing.controllers, buffers.refresh)
+  if cfg.train.placement is not None:
+    migration.check(cfg, mesh)
+    hooks += (functools.partial(migration.loads, decay=cfg.train.placement.decay),)
   dtype = dtypes.dtype(precision.accumulate)
   step = steps.make(loss_fn, tx, cfg.model, cfg.train, hooks, lr, knobs(cfg), dtype)
   first = lambda token_BT, key: steps.init(

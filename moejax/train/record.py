@@ -9,7 +9,7 @@ import numpy as np
 from moejax.core import dtypes
 from moejax.perf import flops as counts
 from moejax.perf import hardware
-from moejax.train import display, evaluate, metrics, processes, rundir
+from moejax.train import display, evaluate, metrics, migration, processes, rundir
 from moejax.train import mesh as meshes
 
 
@@ -22,7 +22,7 @@ class Record:
     self.tokens, self.flops, self.evaluation = 0, 0.0, {}
     self.start, self.paused = time.perf_counter(), 0.0
     self.lap = (self.start, 0, 0)
-    self.flops_per_token, self.peak = 0.0, ("", 1.0)
+    self.flops_per_token, self.peak, self.owners = 0.0, ("", 1.0), 1
 
   def counts(self) -> dict:
     """What a checkpoint keeps."""
@@ -54,6 +54,7 @@ class Record:
   def describe(self, at, corpus, mesh, params) -> None:
     """environment.json, and a first line; `at` is the stage."""
     self.peak = hardware.peak(dtypes.dtype(dtypes.filled(at.cfg.precision).compute).name)
+    self.owners = migration.owners(at.cfg, mesh)
     self.stage(at, None)
     sizes = counts.params(at.cfg.model, at.cfg.data.seq_len)
     about = rundir.environment()
@@ -91,7 +92,7 @@ class Record:
     fields |= {"mfu": round(rate * self.flops_per_token / self.peak[1], 4), "time": self.time()}
     fields |= {"knobs": {k: np.asarray(v).tolist() for k, v in seen["knobs"].items()}}
     model_state = processes.fetch(state.model_state)
-    fields |= metrics.of_step(seen["sums"], model_state, at.cfg.model)
+    fields |= metrics.of_step(seen["sums"], model_state, at.cfg.model, self.owners)
     self.folder.log("train", stage=at.index, step=step, **fields)
     self.folder.say(display.summary(step, self.total, fields), self.display.summary)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from moejax.core import config, plugin
 from moejax.core.plugin import Wrong
 from moejax.data import text
-from moejax.train import checkpoint, phase
+from moejax.train import checkpoint, migration, phase
 from moejax.train import mesh as meshes
 
 
@@ -42,7 +42,10 @@ def load(workdir, step: int | None = None) -> Trained:
   cfg = config.resolve(meta["config"])
   model = plugin.module(cfg.model).Model(cfg.model)
   token_BT = jax.ShapeDtypeStruct(phase.micro_batch(cfg), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), token_BT)
+  start = lambda key: migration.started(
+    model.init(key, jnp.zeros(token_BT.shape, int)), cfg.train.placement, cfg.model
+  )
+  shapes = jax.eval_shape(start, jax.random.key(0))
   shapes = meshes.placed(shapes, meshes.make("", jax.devices()[:1]))
   params = shapes.pop("params")
   average = params if "ema" in meta["items"] else None
