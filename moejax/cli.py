@@ -92,7 +92,8 @@ def _room(args) -> str:
   """room for the buffers of expert parallelism, from a trace: enough but for one time in so many"""
   from moejax.lab import room
 
-  return room.report(args.file, args.mesh, args.eps, args.rungs, args.groups, args.experts)
+  asked = (args.eps, args.rungs, args.groups, args.experts, args.inner)
+  return room.report(args.file, args.mesh, *asked)
 
 
 def _matrix(args) -> str:
@@ -173,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
   of["room"].add_argument("--eps", type=float, default=0.01, help="how often not enough (0.01)")
   of["room"].add_argument("--rungs", type=int, default=2, help="compiled sizes (2)")
   of["room"].add_argument("--groups", type=int, default=0, help="also of capacity, in so many")
+  of["room"].add_argument("--inner", type=int, default=0, help="also of dedup, owners in a node")
   of["room"].add_argument("--experts", type=int, default=0, help="that are not virtual; all ids")
   _words_of_choices(of["trace"], of["counterfactual"])
   _words_of_plans(of["plan"])

@@ -1,12 +1,13 @@
 """How much room buffers of an expert-parallel dispatch need, so that what does not fit is rare.
 
 From recorded choices and a mesh come needs: for each step and layer the rows that the fullest
-device receives, over the mean (`room` of the dispatch `ragged`), or the choices of the fullest
-expert in a group of tokens, over the even load (`factor` of the edit `capacity`). A promise
-P(need > room) < eps is kept by an order statistic of the needs, with a confidence of 95 per cent
-and no assumption but that steps to come are like those recorded. What comes beyond it costs time
-in `ragged`, which then runs a program with room for all, and choices in `capacity`.
-`python -m moejax room FILE --mesh=data:2,expert:4 [--eps=0.01]`
+device receives, over the mean (`room` of the dispatch `ragged`), the same where a token comes to a
+node once and then to its experts, the larger of both steps (`room` of `dedup`), or the choices of
+the fullest expert in a group of tokens, over the even load (`factor` of the edit `capacity`). A
+promise P(need > room) < eps is kept by an order statistic of the needs, with a confidence of 95 per
+cent and no assumption but that steps to come are like those recorded. What comes beyond it costs
+time in `ragged` and `dedup`, which then run a program with room for all, and choices in `capacity`.
+`python -m moejax room FILE --mesh=data:2,expert:4 [--inner=2] [--groups=8] [--eps=0.01]`
 """
 
 import itertools
@@ -16,6 +17,7 @@ import numpy as np
 
 from moejax.core import axes
 from moejax.core.plugin import Wrong
+from moejax.dispatch import dedup
 from moejax.lab import plain
 from moejax.trace import format as formats
 from moejax.train import mesh as meshes
@@ -29,14 +31,8 @@ def received(expert_NK: np.ndarray, sizes: dict[str, int], experts: int) -> np.n
   >>> received(np.array([[0, 1], [0, 3], [0, -1], [0, 1]]), {"expert": 2}, experts=4).tolist()
   [6, 1]
   """
-  cut = {name: sizes[name] for name in axes.TOKENS if name in sizes}
-  shards, owners = math.prod(cut.values()), cut.get("expert", 1)
-  if len(expert_NK) % shards or experts % owners:
-    raise Wrong(
-      f"room: {len(expert_NK)} tokens and {experts} experts cannot be cut over {shards} devices"
-      f" with {owners} parts of the experts; take another mesh."
-    )
-  expert_Sm = expert_NK.reshape(shards, -1)
+  cut, owners = _cut(expert_NK, sizes, experts)
+  expert_Sm = expert_NK.reshape(math.prod(cut.values()), -1)
   real_Sm = (expert_Sm >= 0) & (expert_Sm < experts)
   owner_Sm = np.where(real_Sm, expert_Sm // (experts // owners), owners)
   sent_SO = np.stack([(owner_Sm == owner).sum(1) for owner in range(owners)], 1)
@@ -47,10 +43,51 @@ def received(expert_NK: np.ndarray, sizes: dict[str, int], experts: int) -> np.n
   return np.moveaxis(sent.sum(at), -1, at).ravel()  # summed over sources, one for each owner
 
 
+def landed(expert_NK: np.ndarray, sizes: dict[str, int], experts: int, inner: int) -> np.ndarray:
+  """Tokens that every device receives for its node of `inner` owners, each token once.
+
+  Those of a device come from the devices with its place in every node: [place, rest, node], where
+  the rest are the places on the other token axes.
+
+  >>> landed(np.array([[0, 1], [0, 3], [3, -1], [0, 1]]), {"expert": 4}, 4, inner=2)[:, 0].tolist()
+  [[1, 1], [2, 1]]
+  """
+  cut, owners = _cut(expert_NK, sizes, experts)
+  if owners % inner:
+    raise Wrong(f"room: {owners} owners do not form nodes of {inner}; give a divisor as --inner.")
+  nodes = owners // inner
+  real = (expert_NK >= 0) & (expert_NK < experts)
+  node_NK = np.where(real, expert_NK // (experts // nodes), nodes)
+  need_NI = (node_NK[:, :, None] == np.arange(nodes)).any(1)
+  need = need_NI.reshape(*cut.values(), -1, nodes)
+  need = np.moveaxis(need, list(cut).index("expert"), 0) if "expert" in cut else need[None]
+  return need.reshape(nodes, inner, -1, *need.shape[-2:]).sum((0, 3))
+
+
+def _cut(expert_NK, sizes, experts) -> tuple[dict, int]:
+  """(the axes that cut tokens, with their sizes; the parts into which they cut experts)."""
+  cut = {name: sizes[name] for name in axes.TOKENS if name in sizes}
+  shards, owners = math.prod(cut.values()), cut.get("expert", 1)
+  if len(expert_NK) % shards or experts % owners:
+    raise Wrong(
+      f"room: {len(expert_NK)} tokens and {experts} experts cannot be cut over {shards} devices"
+      f" with {owners} parts of the experts; take another mesh."
+    )
+  return cut, owners
+
+
 def of_devices(expert_NK: np.ndarray, sizes: dict[str, int], experts: int) -> float:
   """Rows of the fullest device over those that a device sends: what `room` must be at least."""
   shards = math.prod(sizes.get(name, 1) for name in axes.TOKENS)
   return float(received(expert_NK, sizes, experts).max() / (expert_NK.size / shards))
+
+
+def of_nodes(expert_NK: np.ndarray, sizes: dict[str, int], experts: int, inner: int) -> float:
+  """What the `room` of `dedup` must be at least: in the step to nodes, and in the one inside."""
+  shards, K = math.prod(sizes.get(name, 1) for name in axes.TOKENS), expert_NK.shape[1]
+  come = landed(expert_NK, sizes, experts, inner)
+  even = len(expert_NK) / shards * dedup.nodes_of(experts, K, come.shape[-1])
+  return max(float(come.max() / even), of_devices(expert_NK, sizes, experts))
 
 
 def of_groups(expert_NK: np.ndarray, groups: int, experts: int) -> float:
@@ -131,13 +168,17 @@ def needs_of(trace: formats.Trace, need) -> np.ndarray:
   return np.array([[need(layer["expert_NK"]) for layer in b.layers.values()] for b in trace.blocks])
 
 
-def report(path, mesh: str, eps: float = 0.01, rungs: int = 2, groups: int = 0, experts: int = 0):
+def report(
+  path, mesh: str, eps: float = 0.01, rungs: int = 2, groups: int = 0, experts: int = 0, inner=0
+):
   """The text of the verb: rooms from the first half of a trace, kept or not in the second."""
   if not 0 < eps < 1 or rungs < 1:
     raise Wrong(f"room: eps {eps} and {rungs} rungs cannot be; use 0 < eps < 1 and at least 1.")
   trace, sizes = formats.read(path), meshes.parse(mesh)
   experts = experts or max(layer["U"] for layer in trace.head.layers.values())
   kinds = {"room of ragged": lambda expert_NK: of_devices(expert_NK, sizes, experts)}
+  if inner:
+    kinds["room of dedup"] = lambda expert_NK: of_nodes(expert_NK, sizes, experts, inner)
   if groups:
     kinds["factor of capacity"] = lambda expert_NK: of_groups(expert_NK, groups, experts)
   rows, lines = [], []
@@ -154,7 +195,7 @@ def report(path, mesh: str, eps: float = 0.01, rungs: int = 2, groups: int = 0, 
       continue
     top = max(math.ceil(top * 100) / 100, 1.0)
     beyond = int((held > top).sum())
-    rooms = ladder(seen, top, rungs) if kind.startswith("room") else (top,)
+    rooms = ladder(seen, top, rungs) if kind == "room of ragged" else (top,)
     chance = luck(beyond, held.size, eps)
     quantiles = [float(q) for q in np.quantile(needs, (0.5, 0.9, 0.99, 1.0))]
     rows.append([kind, *quantiles, top, f"{beyond} of {held.size}", beyond / held.size, chance])

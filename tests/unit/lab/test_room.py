@@ -8,6 +8,8 @@ import pytest
 
 from moejax import cli
 from moejax.core.plan import TokenPlan
+from moejax.core.plugin import Wrong
+from moejax.dispatch import dedup
 from moejax.lab import room
 from moejax.trace import format as formats
 
@@ -34,6 +36,29 @@ def test_rows_are_those_of_a_loop():
   assert room.received(expert_NK, SIZES, E).tolist() == list(want.values())
   load = [[(expert_NK[g * 16 : g * 16 + 16] == e).sum() for e in range(E)] for g in range(4)]
   assert room.of_groups(expert_NK, 4, E) == np.max(load) / (16 * K / E)
+
+
+@pytest.mark.parametrize("inner", [1, 2, 4])
+def test_tokens_land_as_a_loop_sends_them(inner):
+  """Each source sends a token once to the device of its own place in every node with a choice."""
+  expert_NK = skewed(0)
+  expert_NK[3], expert_NK[5, 1] = -1, -1
+  nodes = 4 // inner
+  want = np.zeros((inner, 2, nodes), int)
+  for token, choices in enumerate(expert_NK):
+    data, owner = token // (N // 2), token // (N // 8) % 4
+    for node in {e // (E // nodes) for e in choices if e >= 0}:
+      want[owner % inner, data, node] += 1
+  assert room.landed(expert_NK, SIZES, E, inner).tolist() == want.tolist()
+  even = N / 8 * dedup.nodes_of(E, K, nodes)
+  fullest = room.received(expert_NK, SIZES, E).max() / (N * K / 8)
+  assert room.of_nodes(expert_NK, SIZES, E, inner) == max(want.max() / even, fullest)
+  with pytest.raises(Wrong, match="room: 4 owners do not form nodes of 3; give a divisor"):
+    room.landed(expert_NK, SIZES, E, 3)
+
+
+def test_without_owners_nobody_waits_for_more_than_its_tokens():
+  assert room.landed(skewed(0), {"data": 4}, E, 1).tolist() == [[[16]] * 4]
 
 
 def test_a_context_axis_lies_behind_the_experts():
@@ -81,6 +106,28 @@ def test_the_dispatch_spills_where_the_need_says_so(rooms):
   assert 0 < sum(spills) < 12
 
 
+@pytest.mark.mesh
+@pytest.mark.parametrize("inner", [1, 2])
+def test_dedup_spills_where_either_step_has_not_room_enough(inner):
+  x_ND, params = plans.arguments(N, 6, 8, E)
+  plan_of = lambda seed: TokenPlan(jnp.asarray(skewed(seed), jnp.int32), jnp.ones((N, K)), E)
+  mesh = eight.mesh(**SIZES)
+  how = {"room": 1.5, "inner": inner}
+  program, _ = eight.program("dedup", mesh, plan_of(0), x_ND, params, **how)
+  n, nodes, seen = N // 8, 4 // inner, []
+  have = lambda mean, most: min(-(-int(1.5 * mean) // 8) * 8, most)
+  rows = (have(n * dedup.nodes_of(E, K, nodes), n * nodes), have(n * K, 4 * n * K))
+  for seed in range(12):
+    _, sums = program(plan_of(seed), x_ND, params)
+    need = (room.landed(skewed(seed), SIZES, E, inner).max(),
+            room.received(skewed(seed), SIZES, E).max())  # fmt: skip
+    assert int(sums["spilled"]) == int(need[0] > rows[0] or need[1] > rows[1])
+    fits = room.of_nodes(skewed(seed), SIZES, E, inner) <= 1.5
+    assert not (fits and int(sums["spilled"])), "room enough by the verb is room enough"
+    seen.append(int(sums["spilled"]))
+  assert 0 < sum(seen) < 12
+
+
 def test_the_verb_promises_and_reports(tmp_path, capsys):
   path, drawn = tmp_path / "a.trace", 90
   layers = {f"layer_{i:03d}": {"K": K, "U": E} for i in range(2)}
@@ -93,7 +140,7 @@ def test_the_verb_promises_and_reports(tmp_path, capsys):
     made = {name: of(i) for i, name in enumerate(layers)}
     writer.add(formats.Block(step, step, 0, np.zeros(N, int), made))
   writer.close()
-  words = ["room", str(path), "--mesh=data:2,expert:4", "--eps=0.05", "--groups=8"]
+  words = ["room", str(path), "--mesh=data:2,expert:4", "--eps=0.05", "--groups=8", "--inner=2"]
   assert cli.main(words) == 0
   text = capsys.readouterr().out
   needs = room.needs_of(formats.read(path), lambda e: room.of_devices(e, SIZES, E))
@@ -101,6 +148,10 @@ def test_the_verb_promises_and_reports(tmp_path, capsys):
   beyond = (needs[drawn // 2 :] > top).sum()
   assert f"{beyond} of {drawn}" in text and f"{top:.2f})'" in text
   assert "edits[0].factor=" in text
+  nodes = room.needs_of(formats.read(path), lambda e: room.of_nodes(e, SIZES, E, 2))
+  top = np.ceil(100 * room.promised(nodes[: drawn // 2].ravel(), 0.05)) / 100
+  assert f"--config.model.moe.dispatch.room={top:.2f}\n" in text
+  assert f"{(nodes[drawn // 2 :] > top).sum()} of {drawn}" in text
   assert cli.main([*words[:3], "--eps=0.001"]) == 0
   assert f"record at least {2 * room.enough(0.001)}" in capsys.readouterr().out
   assert cli.main(["room", str(path), "--mesh=expert:3"]) == 2
