@@ -39,6 +39,16 @@ def is_cut() -> bool:
   return any(size > 1 and axis_type != manual for axis_type, size in sizes)
 
 
+def open_axes() -> tuple[str, ...]:
+  """The axes of the context mesh that no shard_map around this code has taken.
+
+  >>> open_axes()
+  ()
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
+
+
 def cores() -> int:
   """The multiprocessors of a GPU; 1 elsewhere.
 

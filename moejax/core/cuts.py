@@ -16,7 +16,7 @@ from moejax.core import axes
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 from moejax.core.rows import Rows
-from pallas_kernels import routing
+from pallas_kernels import routing, target
 
 
 class Cut(typing.NamedTuple):
@@ -101,7 +101,7 @@ def run(name: str, local, plan, x_ND, experts, spread=False) -> tuple[jax.Array,
   if spread:
     cut = cut._replace(slicing=slicing, slices=many(slicing))
   _check(name, plan, len(x_ND), cut, experts.params)
-  if not mesh.shape:
+  if not target.open_axes():
     return local(plan, x_ND, experts, cut)
   table = {"E": owning, "F": slicing}  # D is gathered at the border
   param_specs = axes.specs(experts.params, mesh, table)

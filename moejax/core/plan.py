@@ -78,6 +78,7 @@ class RouterInputs(flax.struct.PyTreeNode):
   seq_len: int = static(default=1)
   vocab: int = static(default=0)  # of token_N; 0 = the model has no token ids
   groups: int = static(default=1)  # tokens compete only inside one contiguous N/groups of them
+  parts: int = static(default=1)  # of the batch, of which a layer sees one (layers/pipeline.py)
   num_experts: int = static(default=0)
   virtual: tuple = static(default=())
 

@@ -61,7 +61,7 @@ class _How(typing.NamedTuple):
 
 
 def _everywhere(mesh, a):
-  return lax.with_sharding_constraint(a, NamedSharding(mesh, P())) if target.is_cut() else a
+  return lax.with_sharding_constraint(a, NamedSharding(mesh, P())) if target.open_axes() else a
 
 
 # Both passes are written out: the transpose of a shard_map would add up copies, in an order that

@@ -15,7 +15,7 @@ from jax import lax
 from moejax.core import axes
 from moejax.core.plan import TokenPlan
 from moejax.core.rows import Rows
-from pallas_kernels import routing
+from pallas_kernels import routing, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Config:
 def run(plan, x_ND, experts, cfg):
   """Sort, run, add up: at once, or on every device of the context mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not target.is_cut():
     return _local(plan, x_ND, experts), {}
   tokens = tuple(a for a in axes.TOKENS if a in mesh.shape)
   shards = math.prod(mesh.shape[a] for a in tokens)

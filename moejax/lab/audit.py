@@ -76,7 +76,7 @@ def run(section: dict, cells: list[dict], batch: dict):
   for cell in cells:
     try:
       cfg = config.resolve(audit_grid.laid(section, cell))
-      about = [_without(config.dump(cfg.model) | {"remat": ""}, "dispatch"), cfg.train.accumulate]
+      about = [_without(config.dump(cfg.model) | {"remat": "", "pipeline": None}, "dispatch"), cfg.train.accumulate]
       about = json.dumps(about, sort_keys=True)  # what an oracle depends on
       if about not in oracles:
         oracles[about] = Oracle(cfg, batch)

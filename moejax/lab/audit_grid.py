@@ -13,7 +13,7 @@ MODEL = {  # every dimension is divided by every mesh of the grid; with padding,
     "num_experts": 8, "hidden": 16, "router": {"name": "sigmoid_topk", "k": 2},
     "edits": [{"name": "capacity", "factor": 1.25}], "balance": {"switch": {}, "sign": {}},
   },
-  "layers": [{"ffn": "mlp"}, {"ffn": "moe"}, {"ffn": "moe"}],
+  "layers": [{"ffn": "mlp"}, *[{"ffn": "moe"}] * 4],
 }  # fmt: skip
 RUN = {
   "model": MODEL, "data": {"seq_len": 16, "tokenizer": "bytes"},
@@ -22,12 +22,15 @@ RUN = {
 
 OWNERS = ("expert:8", "data:2,expert:4")  # every dispatch runs on these
 MESHES = (  # one axis, then pairs, then three
-  "data:8", "fsdp:8", "tensor:2", "context:2", "stage:2",
+  "data:8", "fsdp:8", "tensor:2", "context:2", "stage:2", "stage:4",
   "fsdp:2,expert:4", "tensor:2,expert:4", "context:2,expert:4", "stage:2,expert:4",
   "data:4,tensor:2", "fsdp:4,tensor:2", "data:4,context:2", "fsdp:4,context:2",
   "data:4,stage:2", "fsdp:4,stage:2", "context:2,tensor:2", "stage:2,tensor:2", "stage:2,context:2",
   "fsdp:2,expert:2,tensor:2", "data:2,expert:2,context:2", "stage:2,expert:2,tensor:2",
+  "stage:2,fsdp:2,expert:2", "data:2,stage:4",
 )  # fmt: skip
+CIRCULAR = {"rounds": 2, "microbatches": 4}  # every mesh with two stages runs so, too
+QUEUE = {"microbatches": 8}  # of two stages and four: GPipe with more micro-batches than stages
 WITHOUT = {"switch": None, "sign": None}  # for routers without a bias, or whose tokens mix
 CHOICE = {"model": {"allow_noncausal": True, "moe": {"edits": [], "balance": WITHOUT}}}
 OTHERS = (  # what meshes meet: rematerialisation, accumulation, other kinds of plans, no drops
@@ -37,6 +40,17 @@ OTHERS = (  # what meshes meet: rematerialisation, accumulation, other kinds of 
   {"mesh": "data:2,expert:4", "dispatch": "ragged", "router": "expert_choice"},
   {"mesh": "data:2,expert:4", "dispatch": "einsum", "router": "soft"},
   {"mesh": "data:2,expert:4", "dispatch": "all_gather", "router": "top_p"},
+  {"mesh": "stage:2", "dispatch": "sort", "pipeline": QUEUE},
+  {"mesh": "stage:4,data:2", "dispatch": "sort", "pipeline": QUEUE},
+  {"mesh": "stage:2,expert:2", "dispatch": "all_to_all", "remat": "full"},
+  {"mesh": "stage:2,expert:2", "dispatch": "ragged", "remat": "full", "pipeline": CIRCULAR},
+  {"mesh": "stage:2,data:2", "dispatch": "sort", "accumulate": 2},
+  {"mesh": "stage:2,data:2", "dispatch": "sort", "accumulate": 2, "pipeline": CIRCULAR},
+  {"mesh": "stage:2,expert:2", "dispatch": "ragged", "router": "expert_choice"},
+  {"mesh": "stage:2,expert:2", "dispatch": "einsum", "router": "soft", "pipeline": CIRCULAR},
+  {"mesh": "stage:2,expert:2", "dispatch": "ragged", "router": "recurrent"},
+  {"mesh": "stage:2,data:2", "dispatch": "sort", "router": "depth_averaged", "pipeline": CIRCULAR},
+  {"mesh": "stage:2,data:2", "dispatch": "sort", "router": "stable"},
 )
 
 
@@ -48,8 +62,9 @@ def grid(own: bool = True) -> list[dict]:
   """
   owned = [{"mesh": mesh, "dispatch": name} for mesh in OWNERS for name in plugin.names("dispatch")]
   by_mesh = lambda mesh: {"mesh": mesh, "dispatch": "ragged" if "expert" in mesh else "sort"}
+  circular = [{**by_mesh(mesh), "pipeline": CIRCULAR} for mesh in MESHES if "stage:2" in mesh]
   others = [cell for cell in OTHERS if own or "router" not in cell]
-  return [*owned, *map(by_mesh, MESHES), *others]
+  return [*owned, *map(by_mesh, MESHES), *circular, *others]
 
 
 def around(section: dict) -> list[dict]:
@@ -68,6 +83,7 @@ def title(cell: dict) -> str:
   words = [cell["mesh"].replace(" ", "") or "all devices"]
   words += [cell[key] for key in ("dispatch", "router") if key in cell]
   words += [f"{key} {cell[key]}" for key in ("remat", "accumulate") if key in cell]
+  words += [f"{key} {value}" for key, value in sorted(cell.get("pipeline", {}).items())]
   return ", ".join(words)
 
 
@@ -76,8 +92,9 @@ def laid(section: dict, cell: dict) -> dict:
   section = config.merge(section, {"mesh": cell.get("mesh", "")})
   if "accumulate" in cell:
     section = config.merge(section, {"train": {"accumulate": cell["accumulate"]}})
-  if "remat" in cell:
-    section = config.merge(section, {"model": {"remat": cell["remat"]}})
+  for key in ("remat", "pipeline"):
+    if key in cell:
+      section = config.merge(section, {"model": {key: cell[key]}})
   if "router" in cell:
     section = config.merge(section, CHOICE)
   for key in ("dispatch", "router"):

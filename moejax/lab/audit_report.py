@@ -138,7 +138,7 @@ def plain(row: Row) -> dict:
 PAGE = """# Audit
 
 Made by `python -m moejax audit --out=docs/audit.md`. Each line is one training step of a tiny model
-(a dense layer, then two MoE layers with capacity, drops, padding, a balance loss and a controller)
+(a dense layer, then four MoE layers with capacity, drops, padding, a balance loss and a controller)
 on up to eight virtual CPU devices, in float32, against the same step on one device, with dense
 dispatch in float64 and forced to the choices of the line. Loss, gradients, statistics and router
 state: the largest difference, as a part of the largest entry of its array. Ratio: the gradient's

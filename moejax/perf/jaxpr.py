@@ -56,7 +56,8 @@ def _nested(eqn) -> tuple[float, float]:
   if name == "scan":
     times = params["length"]
   elif name == "shard_map":
-    times = params["mesh"].size
+    names = params.get("newly_manual_axes", params["mesh"].axis_names)
+    times = math.prod(params["mesh"].shape[name] for name in names)
   elif name == "pallas_call":
     times = math.prod(size for size in params["grid_mapping"].grid if isinstance(size, int))
   return times * total, times * loose

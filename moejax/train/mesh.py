@@ -1,9 +1,9 @@
 """The mesh of a run, and where its arrays lie on it.
 
 Section:  `mesh`, a text such as "data:2,expert:4"; empty = all devices on `data`. Axes are among
-          data, fsdp, expert, context, tensor and stage (what each cuts: core/axes.py; stage only
-          where layers are stored: nothing is pipelined). A mesh smaller than the machine takes its
-          first devices, so one config compares mesh sizes.
+          data, fsdp, expert, context, tensor and stage (what each cuts: core/axes.py; how stages
+          share a batch: layers/pipeline.py). A mesh smaller than the machine takes its first
+          devices, so one config compares mesh sizes.
 """
 
 import math
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from moejax.core import axes, plugin, runs
 from moejax.core.plugin import Wrong
-from moejax.layers import moe
+from moejax.layers import moe, pipeline
 
 AXES = ("data", "fsdp", "expert", "context", "tensor", "stage")
 
@@ -79,6 +79,7 @@ def check(cfg, mesh):
       f" train.accumulate {accumulate}) cannot be cut over {shards} devices ({text}); use a"
       f" batch_size that is a multiple of {shards * accumulate}, or a smaller mesh."
     )
+  pipeline.check(cfg.model, size // accumulate, shards, mesh.shape.get(pipeline.AXIS, 1))
   T, parts = cfg.data.seq_len, mesh.shape.get("context", 1)
   if parts > 1 and T % (2 * parts):
     raise Wrong(
