@@ -2,9 +2,11 @@
 
 `tables/<op>.<device kind>.json` holds measured times of every implementation, and the settings with
 which they were reached, a row for a part of the operation (forward, d_lhs, ...), a dtype, a shape
-and a load. A new shape is served by the
-measured one that is nearest. How rows are spread over experts is not known while a program is
-traced, so that a choice is by the total over the loads that were measured.
+and a load. A new shape is served by the measured one that is nearest, and gets its settings if they
+are among those that a tuner would try at the new one. How rows are spread over experts is not known
+while a program is traced, so that a choice is by the total over the loads that were measured.
+
+All CPUs have one table, whatever their cores: a guess elsewhere, as the orders and heuristics are.
 
 What raises NotImplementedError while it is traced is passed over, and the next one is asked.
 """
@@ -20,9 +22,9 @@ import re
 from pallas_kernels import target
 
 ORDER = {  # without a measurement; what an operation does not have is skipped
-  "cpu": ("xla", "composed"),
-  "gpu": ("mosaic_gpu", "triton", "ragged", "composed", "xla"),
-  "tpu": ("tpu", "ragged", "composed", "xla"),
+  "cpu": ("xla", "composed", "library"),
+  "gpu": ("mosaic_gpu", "triton", "ragged", "composed", "xla", "library"),
+  "tpu": ("tpu", "ragged", "composed", "xla", "library"),
 }
 KERNELS = ("mosaic_gpu", "triton", "tpu")  # which the compiler cannot cut over devices
 FAR = 6.0  # octaves, over all sizes together, beyond which a measurement says nothing
@@ -66,7 +68,9 @@ def choose(
       )
     return (implementation,)
   rows = table(op, target.kind())
-  order = (*_measured(rows, part, shape, str(dtype)), *ORDER[target.platform()])
+  known = ORDER[target.platform()]
+  fastest = [name for name in _measured(rows, part, shape, str(dtype)) if name in known]
+  order = (*fastest, *known)
   cut = target.is_cut()
   usable = lambda name: _exists(op, name) and not (cut and name in KERNELS)
   return tuple(dict.fromkeys(filter(usable, order)))
@@ -97,11 +101,17 @@ def _measured(rows: list[dict], part: str, shape: dict, dtype: str) -> list[str]
   return sorted(everywhere, key=lambda name: sum(ms[name] for ms in loads))
 
 
-def config(op: str, part: str, shape: dict, dtype, name: str) -> list | None:
-  """The settings of an implementation that were fastest at the nearest measured shape, if any."""
+def config(op: str, part: str, shape: dict, dtype, name: str, among=None) -> list | None:
+  """The settings of an implementation that were fastest at the nearest measured shape, if any.
+
+  `among` are those that there are to try at this shape; any other one would be of no use here.
+  """
   rows = [row for row in table(op, target.kind()) if name in row.get("config", {})]
   nearest = _nearest(rows, part, shape, str(dtype))
-  return nearest[0]["config"][name] if nearest else None
+  if not nearest:
+    return None
+  found = nearest[0]["config"][name]
+  return found if among is None or found in [list(setting) for setting in among] else None
 
 
 def _nearest(rows: list[dict], part: str, shape: dict, dtype: str) -> list[dict]:

@@ -68,17 +68,20 @@ def swiglu(
   """
   if x_ND.dtype.name not in blocks.DTYPES or not x_ND.size * wg_EDF.size * len(token_M):
     raise NotImplementedError(f"triton: no kernel for rows of {x_ND.dtype}{list(x_ND.shape)}")
-  how = (_settings(x_ND, wg_EDF, row_NK, len(token_M), configs or {}), interpret)
+  (E, D, F), (N, K), M = wg_EDF.shape, row_NK.shape, len(token_M)
+  shape = {"N": N, "K": K, "M": M, "D": D, "F": F, "E": E}
+  how = (settings(shape, x_ND.dtype, configs or {}), interpret)
   return _swiglu(how, x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, row_NK, size_E)
 
 
-def _settings(x_ND, wg_EDF, row_NK, M: int, given: dict) -> tuple[tuple[str, Config], ...]:
-  (E, D, F), (N, K), dtype = wg_EDF.shape, row_NK.shape, x_ND.dtype
-  shape = {"N": N, "K": K, "M": M, "D": D, "F": F, "E": E}
-  found = {part: choose.config("expert_ffn", part, shape, dtype, "triton") for part in PARTS}
-  tuned = {part: Config(*config) for part, config in found.items() if config}
-  guessed = {part: heuristic(part, M // E, dtype.itemsize) for part in PARTS}
-  return tuple((guessed | tuned | given).items())
+def settings(shape: dict, dtype, given: dict) -> tuple[tuple[str, Config], ...]:
+  """(part, setting) of all parts: as given, or as measured at a shape like this, or guessed."""
+  chosen = {}
+  for part in PARTS:
+    tried = candidates(part, shape["M"] // shape["E"], jnp.dtype(dtype).itemsize)
+    found = choose.config("expert_ffn", part, shape, dtype, "triton", tried)
+    chosen[part] = Config(*found) if found else tried[0]
+  return tuple((chosen | given).items())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

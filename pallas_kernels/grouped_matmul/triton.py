@@ -181,8 +181,9 @@ def d_rhs(x_MD, g_MF, size_E, *, config=None, interpret=False):
 
 def _tuned(part: str, shape: dict, dtype) -> Config:
   """What was fastest at a shape like this one, if it was measured."""
-  found = choose.config("grouped_matmul", part, shape, dtype, "triton")
-  return Config(*found) if found else heuristic(part, shape["M"] // shape["E"], dtype.itemsize)
+  tried = candidates(part, shape["M"] // shape["E"], dtype.itemsize)
+  found = choose.config("grouped_matmul", part, shape, dtype, "triton", tried)
+  return Config(*found) if found else tried[0]
 
 
 def _checked(x, w, scales=()):

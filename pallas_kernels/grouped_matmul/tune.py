@@ -1,104 +1,72 @@
-"""Every way to carry out a pass of the grouped matmul, compiled, checked and timed in turns.
+"""What there is to tune of the grouped matmul, and what it is compared with (see ../tune.py).
 
-A program is known by (implementation, setting). Those that do not do a shape, do not fit, or give
-wrong results are told apart with the reason, and are never timed. From the times follows the table
-that choose.py reads: the best setting of each implementation over all loads.
+Yardsticks are one dense matmul of as many rows, ragged_dot, and where they are installed tokamax
+(Mosaic, Triton) and PyTorch on GPUs; on TPUs megablox.
 """
 
-import concurrent.futures
 import functools
 import importlib
 import importlib.util
-import os
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import choose, target, timing
-from pallas_kernels.grouped_matmul import cases, mosaic_gpu, triton, xla
+from pallas_kernels import target, tune
+from pallas_kernels.grouped_matmul import cases, mosaic_gpu, ragged, triton, xla
+from pallas_kernels.tune import Job, Work, Yardstick
 
+OP = "grouped_matmul"
 PARTS = ("forward", "d_lhs", "d_rhs")
-SETTING = {"xla": "windows", "triton": "config", "mosaic_gpu": "config"}  # as arguments are called
-OURS = ("xla", "triton", "mosaic_gpu", "tpu")
-TEMPORARY = {"cpu": 2 << 30, "gpu": 24 << 30, "tpu": 4 << 30}  # bytes beyond which nothing is run
 
 
-class Measured(typing.NamedTuple):
-  """One pass at one shape: load -> (implementation, setting) -> milliseconds; name -> reason."""
+def named(tokens: int) -> dict:
+  """name -> (case, loads): small ones, and the matmul up and the one down of every model."""
+  small = {name: (case, (case.load,)) for name, case in cases.BENCH.items()}
+  models = {
+    f"{model}{end}": (cases.of_model(model, tokens, bool(end)), ("even", "zipf"))
+    for end in ("", ".down")
+    for model in cases.MODELS
+  }
+  return small | models
 
-  ms: dict[str, dict]
-  refused: dict[str, str]
+
+def parts(every: bool) -> tuple[str, ...]:
+  """The passes."""
+  return PARTS
 
 
-def measure(case: cases.Case, part: str, loads, dtype, rounds: int, every: bool) -> Measured:
-  """Times of all implementations and yardsticks; with `every`, of each of their settings."""
+def job(case: cases.Case, part: str, loads, dtype, every: bool) -> Job:
+  """A pass at a case."""
+  shape = {letter: getattr(case, letter) for letter in "MDFE"}
   arrays = drawn(part, case, dtype)
-  programs, refused = _compiled(functions(part, case, dtype, every), part, case, arrays)
-  ms = {}
-  for load in loads:
-    size_E = jnp.asarray(cases.sizes(case._replace(load=load)))
-    args, running = (*arrays, size_E), {}
-    right = expected(part, *args)
-    for key, program in programs.items():
-      if key[0] not in YARDSTICKS and (reason := wrong(program(*args), right)):
-        refused[label(key)] = reason
-      else:
-        running[key] = functools.partial(program, *args)
-    running |= _torch(part, *args)
-    ms[load] = timing.in_turns(running, rounds)
-  return Measured(ms, refused)
+  sizes = {load: jnp.asarray(cases.sizes(case._replace(load=load))) for load in loads}
+  tried = functools.partial(settings, part=part, case=case, dtype=dtype)
+  used = {load: int(size_E.sum()) for load, size_E in sizes.items()}
+  dense = Yardstick(_dense(part), ratio={load: case.M / max(m, 1) for load, m in used.items()})
+  return Job(
+    OP,
+    part,
+    shape,
+    str(jnp.dtype(dtype)),
+    {load: (*arrays, size_E) for load, size_E in sizes.items()},
+    tune.ways(OP, part, shape, dtype, tried if every else None),
+    {"dense": dense, "ragged": Yardstick(getattr(ragged, part))} | _foreign(part),
+    lambda *args: functools.partial(tune.wrong, expected=expected(part, *args)),
+    {load: work(part, case, size_E, dtype) for load, size_E in sizes.items()},
+    functools.partial(_torch, part),
+  )
 
 
 def drawn(part: str, case: cases.Case, dtype) -> tuple[jax.Array, jax.Array]:
   """The two arrays that a pass is given."""
   shapes = {"x": (case.M, case.D), "w": (case.E, case.D, case.F), "g": (case.M, case.F)}
   names = {"forward": "xw", "d_lhs": "gw", "d_rhs": "xg"}[part]
-  draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
-  keys = jax.random.split(jax.random.key(0))
-  return draw(keys[0], shapes[names[0]], dtype), draw(keys[1], shapes[names[1]], dtype)
-
-
-def functions(part: str, case: cases.Case, dtype, every: bool) -> dict:
-  """(implementation, setting) -> function(a, b, size_E)."""
-  shape = {letter: getattr(case, letter) for letter in "MDFE"}
-  found = {}
-  for name in dict.fromkeys((*choose.choose("grouped_matmul", part, shape, dtype), "ragged")):
-    function = getattr(importlib.import_module(f"pallas_kernels.grouped_matmul.{name}"), part, None)
-    if function is None:
-      continue
-    for setting in settings(name, part, case, dtype) if every else [None]:
-      given = {} if setting is None else {SETTING[name]: setting}
-      found[name, setting] = functools.partial(function, **given)
-  for name, make in YARDSTICKS.items():
-    if (function := make(part)) is not None:
-      found[name, None] = function
-  return found
-
-
-def absent() -> list[str]:
-  """The packages of yardsticks that this machine lacks.
-
-  >>> absent()  # those of GPUs are not missed elsewhere
-  []
-  """
-  wanted = ("tokamax", "torch") if target.platform() == "gpu" else ()
-  return [name for name in wanted if importlib.util.find_spec(name) is None]
-
-
-def label(key: tuple) -> str:
-  """How a program is called in messages.
-
-  >>> label(("xla", (64, 32))), label(("ragged", None))
-  ('xla [64, 32]', 'ragged')
-  """
-  name, setting = key
-  return name if setting is None else f"{name} {list(setting)}"
+  return tune.draw(0, shapes[names[0]], dtype), tune.draw(1, shapes[names[1]], dtype)
 
 
 def settings(name: str, part: str, case: cases.Case, dtype) -> list:
-  """What there is to try; None is the implementation's own choice.
+  """What there is to try, the implementation's own choice first; None if there is no other.
 
   >>> settings("ragged", "forward", cases.TEST["even"], "float32")
   [None]
@@ -111,85 +79,39 @@ def settings(name: str, part: str, case: cases.Case, dtype) -> list:
   return mosaic_gpu.candidates(part, mean, out) if name == "mosaic_gpu" else [None]
 
 
-def _compiled(functions: dict, part, case, arrays) -> tuple[dict, dict]:
-  """(programs, name -> why there is none), several compiled at a time."""
-  args = (*arrays, jax.ShapeDtypeStruct((case.E,), jnp.int32))
-  traced, refused, programs = {}, {}, {}
-  for key, function in functions.items():
-    try:
-      traced[key] = jax.jit(function).lower(*args)
-    except Exception as reason:
-      if not (isinstance(reason, NotImplementedError) or key[0] in YARDSTICKS):
-        raise  # a mistake of ours; what others refuse ends no measurement
-      refused[label(key)] = (str(reason).splitlines() or [type(reason).__name__])[0][:200]
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    waiting = {key: pool.submit(lowered.compile) for key, lowered in traced.items()}
-  for key, result in waiting.items():
-    try:
-      program = result.result()
-      temporary = program.memory_analysis().temp_size_in_bytes
-      if temporary > TEMPORARY[target.platform()]:
-        refused[label(key)] = f"needs {temporary >> 20} MiB of temporaries"
-      else:
-        programs[key] = program
-    except (jax.errors.JaxRuntimeError, ValueError) as reason:  # too much shared memory, say
-      refused[label(key)] = str(reason).splitlines()[0][:200]
-  return programs, refused
+def work(part: str, case: cases.Case, size_E, dtype) -> Work:
+  """Rows in use, and the matrices that must be touched."""
+  used = int(size_E.sum())
+  busy = case.E if part == "d_rhs" else int((size_E > 0).sum())
+  moved = used * (case.D + case.F) + busy * case.D * case.F
+  return Work(2.0 * used * case.D * case.F, jnp.dtype(dtype).itemsize * moved)
+
+
+def absent() -> list[str]:
+  """The packages of yardsticks that this machine lacks.
+
+  >>> absent()  # those of GPUs are not missed elsewhere
+  []
+  """
+  wanted = ("tokamax", "torch") if target.platform() == "gpu" else ()
+  return [name for name in wanted if importlib.util.find_spec(name) is None]
 
 
 def expected(part: str, a, b, size_E) -> list[tuple]:
-  """(index, what a result has there): a few rows, or matrices, from dense matmuls."""
+  """(leaf, index, what a result has there): a few rows, or matrices, from dense matmuls."""
   last_E, size_E = np.cumsum(size_E), np.asarray(size_E)
   used = int(last_E[-1])
   matmul = functools.partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
   if part == "d_rhs":
     own = lambda e: slice(int(last_E[e] - size_E[e]), int(last_E[e]))
     some = {int(np.argmax(size_E)), int(np.argmin(size_E)), len(size_E) - 1}
-    return [(e, matmul(a[own(e)].T, b[own(e)])) for e in some]
-  found: list[tuple] = [(slice(used, None), jnp.zeros((1, 1)))]
+    return [(0, e, matmul(a[own(e)].T, b[own(e)])) for e in some]
+  found: list[tuple] = [(0, slice(used, None), np.zeros((1, 1)))]
   for m in {0, used // 3, used - 1, *(int(last) - 1 for last in last_E[:3])} - {-1}:
     if m < used:
       w = b[int(np.searchsorted(last_E, m, side="right"))]
-      found.append((m, matmul(a[m], w.T if part == "d_lhs" else w)))
+      found.append((0, m, matmul(a[m], w.T if part == "d_lhs" else w)))
   return found
-
-
-def wrong(got, expected: list[tuple]) -> str | None:
-  """What is wrong with a result.
-
-  >>> wrong(jnp.array([[3.0], [4.0]]), [(0, jnp.array([3.0])), (1, jnp.array([3.0]))])
-  'wrong by 0.333 of the largest number'
-  """
-  largest = max(float(jnp.abs(want).max(initial=0)) for _, want in expected) or 1.0
-  off = lambda at, want: float(jnp.abs(got[at].astype(jnp.float32) - want).max(initial=0))
-  error = max(off(at, want) for at, want in expected) / largest
-  exact = got.dtype.itemsize > 2 and target.platform() == "cpu"
-  return (
-    None if error <= (1e-4 if exact else 2e-2) else f"wrong by {error:.3g} of the largest number"
-  )
-
-
-def rows(case: cases.Case, part: str, dtype, measured: Measured) -> list[dict]:
-  """The part of the table that follows: a row for each load."""
-  keys = functools.reduce(lambda a, b: a & b, (ms.keys() for ms in measured.ms.values()))
-  total = lambda key: sum(ms[key] for ms in measured.ms.values())
-  names = dict.fromkeys(name for name, _ in keys if name in (*OURS, "ragged"))
-  best = {name: min((key for key in keys if key[0] == name), key=total) for name in names}
-  config = {name: key[1] for name, key in best.items() if key[1] is not None}
-  return [
-    {"part": part, "dtype": str(jnp.dtype(dtype)), "load": load}
-    | {"shape": {letter: getattr(case, letter) for letter in "MDFE"}}
-    | {"ms": {name: round(ms[key], 4) for name, key in best.items()}, "config": config}
-    for load, ms in measured.ms.items()
-  ]
-
-
-def write(table: list[dict], **about):
-  """Puts these rows into the table of this machine; those of other shapes and loads stay."""
-  same = lambda row: (row["part"], row["dtype"], row["load"], *row["shape"].values())
-  new = {same(row): row for row in table}
-  old = {same(row): row for row in choose.table("grouped_matmul", target.kind())}
-  return choose.write("grouped_matmul", target.kind(), list((old | new).values()), **about)
 
 
 def _dense(part: str):
@@ -199,6 +121,26 @@ def _dense(part: str):
   if part == "d_lhs":
     return lambda g_MF, w_EDF, size_E: g_MF @ w_EDF[0].T
   return lambda x_MD, g_MF, size_E: x_MD.T @ g_MF
+
+
+def _foreign(part: str) -> dict[str, Yardstick]:
+  """What others have for this machine, if it is installed."""
+  if target.platform() == "tpu":
+    megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox")
+    forward = lambda x, w, size_E: megablox.gmm(x, w, size_E, x.dtype)
+    return {"megablox": Yardstick(_pass_of(forward, part))}
+  if target.platform() != "gpu" or importlib.util.find_spec("tokamax") is None:
+    return {}
+  found = {}
+  for how in ("mosaic", "triton"):
+    forward = functools.partial(_tokamax, how)
+    found[f"tokamax {how}"] = Yardstick(_pass_of(forward, part))
+  return found
+
+
+def _tokamax(implementation: str, x_MD, w_EDF, size_E):
+  tokamax = importlib.import_module("tokamax")
+  return tokamax.ragged_dot(x_MD, w_EDF, size_E, implementation=implementation)
 
 
 def _pass_of(forward, part: str):
@@ -218,24 +160,6 @@ def _pass_of(forward, part: str):
     return jax.vjp(lambda w_EDF: forward(x_MD, w_EDF, size_E), like_EDF)[1](g_MF)[0]
 
   return d_rhs
-
-
-def _tokamax(implementation: str, part: str):
-  try:
-    tokamax = importlib.import_module("tokamax")
-  except ImportError:
-    return None
-  if target.platform() != "gpu":
-    return None
-  forward = lambda x, w, size_E: tokamax.ragged_dot(x, w, size_E, implementation=implementation)
-  return _pass_of(forward, part)
-
-
-def _megablox(part: str):
-  if target.platform() != "tpu":
-    return None
-  megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox")
-  return _pass_of(lambda x, w, size_E: megablox.gmm(x, w, size_E, x.dtype), part)
 
 
 def _torch(part: str, a, b, size_E) -> dict:
@@ -260,11 +184,3 @@ def _torch(part: str, a, b, size_E) -> dict:
   except RuntimeError:  # a shape or a GPU that it does not do
     return {}
   return {("torch", None): run}
-
-
-YARDSTICKS = {
-  "dense": _dense,
-  "tokamax mosaic": functools.partial(_tokamax, "mosaic"),
-  "tokamax triton": functools.partial(_tokamax, "triton"),
-  "megablox": _megablox,
-}

@@ -37,3 +37,18 @@ def tables(case: Case, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
   token_M[: len(choices)] = choices // case.K
   row_M[choices] = np.arange(len(choices))
   return token_M, row_M.reshape(case.N, case.K)
+
+
+def sorted_tables(N: int, K: int, size_E, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """(token_M, row_NK) of N tokens with K choices each, so that the experts have so many rows.
+
+  >>> token_M, row_NK = sorted_tables(2, 2, np.array([1, 3]))
+  >>> sorted(row_NK.ravel().tolist()), np.bincount(token_M).tolist()
+  ([0, 1, 2, 3], [2, 2])
+  """
+  expert_M = np.repeat(np.arange(len(size_E)), size_E)
+  expert_M = np.random.default_rng(seed).permutation(expert_M)
+  order_M = np.argsort(expert_M, kind="stable")
+  row_M = np.empty_like(order_M)
+  row_M[order_M] = np.arange(N * K)
+  return (order_M // K).astype(np.int32), row_M.reshape(N, K).astype(np.int32)

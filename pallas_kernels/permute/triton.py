@@ -6,6 +6,7 @@ has are not read.
 """
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +14,27 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels import choose
 from pallas_kernels import permute as op
 from pallas_kernels import triton_blocks as blocks
 
-HELD = 4096  # numbers that a program works on at once
-WARPS = 4
+
+class Config(typing.NamedTuple):
+  """Numbers that a program works on at once, and its warps."""
+
+  held: int
+  warps: int
 
 
-def rows(x_ND, token_M, interpret=False):
+def candidates() -> list[Config]:
+  """What a tuner tries, the first without a measurement."""
+  return [Config(4096, 4), Config(2048, 4), Config(8192, 4), Config(8192, 8), Config(1024, 2)]
+
+
+def rows(x_ND, token_M, *, config=None, interpret=False):
   """x[token of m], zeros for a row of nobody."""
-  M, D = len(token_M), x_ND.shape[1]
-  b, c = _tile(x_ND)
+  M, (N, D) = len(token_M), x_ND.shape
+  (b, c), warps = _tile("rows", x_ND, {"N": N, "M": M, "D": D}, config)
 
   def kernel(x_ND, token_M, x_MD):
     i, j = blocks.divided(pl.program_id(0), pl.cdiv(D, c))
@@ -33,13 +44,13 @@ def rows(x_ND, token_M, interpret=False):
     plgpu.store(x_MD.at[row, pl.ds(j * c, c)], x_bc, mask=own_b[:, None] & own_c[None])
 
   shape = jax.ShapeDtypeStruct((M, D), x_ND.dtype)
-  return _call(kernel, "permute", shape, (b, c), M, D, interpret)(x_ND, token_M)
+  return _call(kernel, "permute", shape, (b, c), warps, M, D, interpret)(x_ND, token_M)
 
 
-def tokens(y_MD, gate_M, row_NK, interpret=False):
+def tokens(y_MD, gate_M, row_NK, *, config=None, interpret=False):
   """y[n] = sum of gate * y[m] over the rows m of n; without gates the plain sum."""
   (M, D), (N, K) = y_MD.shape, row_NK.shape
-  b, c = _tile(y_MD)
+  (b, c), warps = _tile("tokens", y_MD, {"N": N, "K": K, "M": M, "D": D}, config)
 
   def kernel(y_MD, row_NK, *rest):
     *gate_M, y_ND = rest
@@ -60,14 +71,14 @@ def tokens(y_MD, gate_M, row_NK, interpret=False):
     plgpu.store(place, sum_bc.astype(y_MD.dtype), mask=mask)
 
   shape, gates = jax.ShapeDtypeStruct((N, D), y_MD.dtype), () if gate_M is None else (gate_M,)
-  run = _call(kernel, "unpermute", shape, (b, c), N, D, interpret)
+  run = _call(kernel, "unpermute", shape, (b, c), warps, N, D, interpret)
   return run(y_MD, row_NK, *(gate_M.astype(jnp.float32) for gate_M in gates))
 
 
-def d_tokens(dy_ND, y_MD, gate_M, token_M, interpret=False):
+def d_tokens(dy_ND, y_MD, gate_M, token_M, *, config=None, interpret=False):
   """(gate * dy[token of m], the product of y[m] and dy[token of m]); zeros for a row of nobody."""
   M, D = y_MD.shape
-  b, c = _tile(y_MD)
+  (b, c), warps = _tile("d_tokens", y_MD, {"N": len(dy_ND), "M": M, "D": D}, config)
 
   def kernel(dy_ND, y_MD, gate_M, token_M, dy_MD, dgate_M):
     start = pl.program_id(0) * b
@@ -88,7 +99,7 @@ def d_tokens(dy_ND, y_MD, gate_M, token_M, interpret=False):
     plgpu.store(dgate_M.at[row], sum_b, mask=own_b)
 
   shapes = [jax.ShapeDtypeStruct((M, D), y_MD.dtype), jax.ShapeDtypeStruct((M,), jnp.float32)]
-  run = _call(kernel, "unpermute_gradient", shapes, (b, c), M, c, interpret)
+  run = _call(kernel, "unpermute_gradient", shapes, (b, c), warps, M, c, interpret)
   return run(dy_ND, y_MD, gate_M.astype(jnp.float32), token_M)
 
 
@@ -98,20 +109,23 @@ def _gathered(a, row_b, used_b, start, own_c):
   return plgpu.load(a.at[at], mask=used_b[:, None] & own_c[None], other=0.0)
 
 
-def _tile(a) -> tuple[int, int]:
-  """(rows, columns) that a program works on."""
+def _tile(part: str, a, shape: dict, config) -> tuple[tuple[int, int], int]:
+  """((rows, columns) that a program works on, its warps): as given, as measured, or a guess."""
   if a.dtype.name not in blocks.DTYPES or not a.size:
     raise NotImplementedError(f"triton: no kernel for rows of {a.dtype}{list(a.shape)}")
+  tried = candidates()
+  found = config or choose.config("permute", part, shape, a.dtype, "triton", tried)
+  held, warps = found or tried[0]
   columns = min(pl.next_power_of_2(a.shape[1]), 1024)
-  return min(HELD // columns, 128), columns
+  return (min(held // columns, 128), columns), warps
 
 
-def _call(kernel, name, out_shape, tile, rows, columns, interpret):
+def _call(kernel, name, out_shape, tile, warps, rows, columns, interpret):
   return pl.pallas_call(
     kernel,
     out_shape=out_shape,
     grid=(pl.cdiv(rows, tile[0]) * pl.cdiv(columns, tile[1]),),
-    compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=2),
+    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=2),
     interpret=interpret,
     name=name,
   )

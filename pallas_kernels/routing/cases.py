@@ -18,7 +18,7 @@ class Case(typing.NamedTuple):
 DEEPSEEK_V3 = Rule(8, "sigmoid", groups=8, keep=4, best=2, scale=2.5)
 MODELS = {
   "mixtral_8x7b": Case(8, Rule(2)),
-  "olmoe": Case(64, Rule(8, renormalise=False)),
+  "olmoe_1b_7b": Case(64, Rule(8, renormalise=False)),
   "qwen3_30b_a3b": Case(128, Rule(8)),
   "deepseek_v3": Case(256, DEEPSEEK_V3, bias=True),
   "kimi_k2": Case(384, Rule(8, "sigmoid", scale=2.827), bias=True),

@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels import choose
 from pallas_kernels.routing.rule import Rule
 
 HELD = 32  # scores that a thread keeps
@@ -26,7 +27,7 @@ CLOSED = -(2**31)
 COLUMNS, BLOCKS = 32, 32  # experts and blocks that are added up at once
 
 
-def route(logit_NE, bias_E, valid_N, rule: Rule, interpret=False):
+def route(logit_NE, bias_E, valid_N, rule: Rule, *, config=None, interpret=False):
   """(expert_NK, gate_NK, place_NK, size_E); of a token that is not valid -1, 0 and M = N * K."""
   (N, E), K, dtype = logit_NE.shape, rule.k, logit_NE.dtype
   if E > MOST["experts"] or K > MOST["choices"]:
@@ -34,7 +35,9 @@ def route(logit_NE, bias_E, valid_N, rule: Rule, interpret=False):
   if dtype.name not in DTYPES or not N:
     raise NotImplementedError(f"triton: no kernel for {N} tokens with {dtype} logits")
   each, groups = pl.next_power_of_2(E // rule.groups), pl.next_power_of_2(rule.groups)
-  tokens, warps = tokens_of(groups * each)
+  tried, shape = candidates(groups * each), {"N": N, "E": E, "K": K}
+  found = config or choose.config("routing", "route", shape, dtype, "triton", tried)
+  tokens, warps = found or tried[0]
   blocks = pl.cdiv(N, tokens)
   by_choice = lambda dtype: jax.ShapeDtypeStruct((N, K), dtype)
   expert_NK, gate_NK, rank_NK, count_BE = pl.pallas_call(
@@ -66,6 +69,19 @@ def tokens_of(width: int) -> tuple[int, int]:
   """
   warps = 8 if width > 256 else 4
   return min(128, 32 * HELD * warps // width), warps
+
+
+def candidates(width: int) -> list[tuple[int, int]]:
+  """(tokens, warps) that a tuner tries, the heuristic first: no more scores for a thread.
+
+  >>> candidates(8), candidates(1024)
+  ([(128, 4), (64, 4), (64, 2), (128, 8)], [(8, 8), (4, 8), (4, 4)])
+  """
+  tokens, warps = tokens_of(width)
+  more = [(tokens // 2, warps), (tokens // 2, warps // 2), (tokens, 2 * warps)]
+  held = lambda config: config[0] * width // (32 * config[1])
+  fits = lambda config: 4 <= config[0] <= 128 and config[1] <= 8 and held(config) >= 4
+  return [(tokens, warps), *filter(fits, more)]
 
 
 def _choose(rule, tokens, shape, logit_ref, bias_ref, valid_ref, *out_refs):

@@ -17,7 +17,7 @@ from pallas_kernels.grouped_matmul import cases, quantised, ragged, ref, tpu, xl
 
 PASSES = ("forward", "d_lhs", "d_rhs")
 IMPLEMENTATIONS = {
-  "xla": {name: functools.partial(getattr(xla, name), windows=(6, 2)) for name in PASSES},
+  "xla": {name: functools.partial(getattr(xla, name), config=(6, 2)) for name in PASSES},
   # tiles that divide nothing; sums over inputs at once in the forward pass, in parts in d_lhs
   "tpu": {
     name: functools.partial(getattr(tpu, name), tile=tpu.Tiles(8, 5, 4), interpret=True)
