@@ -70,13 +70,19 @@ class Step(typing.NamedTuple):
   state: dict
 
 
-def run(section: dict, cells: list[dict], batch: dict):
-  """One Row for each cell laid over the section of a run; `batch` is whole, on the host."""
-  oracles = {}
+def run(section: dict, cells: list[dict], batch: dict, oracles: dict | None = None):
+  """One Row for each cell laid over the section of a run; `batch` is whole, on the host.
+
+  `oracles` keeps what is made on one device, for other calls with the same batch.
+  """
+  oracles = {} if oracles is None else oracles
   for cell in cells:
     try:
       cfg = config.resolve(audit_grid.laid(section, cell))
-      about = [_without(config.dump(cfg.model) | {"remat": "", "pipeline": None}, "dispatch"), cfg.train.accumulate]
+      about = [
+        _without(config.dump(cfg.model) | {"remat": "", "pipeline": None}, "dispatch"),
+        cfg.train.accumulate,
+      ]
       about = json.dumps(about, sort_keys=True)  # what an oracle depends on
       if about not in oracles:
         oracles[about] = Oracle(cfg, batch)

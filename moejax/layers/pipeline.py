@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from moejax.core import axes, runs, sums
+from moejax.core import runs, sums
 from moejax.core.plugin import Wrong
 
 AXIS = "stage"
@@ -84,7 +84,7 @@ class Schedule(typing.NamedTuple):
     return (tick - self.stages) % self.microbatches, tick >= self.stages
 
   def exchanges(self) -> list[list[tuple[int, int]]]:
-    """For each of V exchanges of weights: (block that a stage sends, stage that it is for) by stage.
+    """For each of V exchanges of weights: (block sent, stage that it is for) of every stage.
 
     Stage s stores the blocks V s .. V s + V - 1, and block b is for stage b mod S. In each
     exchange every stage sends one and gets one: with g = gcd(V, S), stages of another s g / S start
@@ -158,8 +158,8 @@ def unit(run: runs.Run, rows: int, seq_len: int, M: int) -> int:
         together = math.lcm(together, N // groups)
   if N % (M * together):
     raise Wrong(
-      f"pipeline: tokens compete over {together // seq_len} of {rows} rows (model.moe.groups), which"
-      f" {M} micro-batches would cut; set model.moe.groups to a multiple of {M} or to None."
+      f"pipeline: tokens compete over {together // seq_len} of {rows} rows (model.moe.groups),"
+      f" which {M} micro-batches would cut; set model.moe.groups to a multiple of {M} or to None."
     )
   return together // seq_len
 
