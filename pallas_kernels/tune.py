@@ -23,12 +23,8 @@ import numpy as np
 
 from pallas_kernels import choose, target, timing
 
-OPS: tuple[str, ...] = (
-  "grouped_matmul",
-  "permute",
-  "routing",
-  "expert_ffn",
-)  # the last one is made of the others
+# the last one is made of the others
+OPS: tuple[str, ...] = ("grouped_matmul", "permute", "routing", "expert_ffn")
 TEMPORARY = {"cpu": 2 << 30, "gpu": 24 << 30, "tpu": 4 << 30}  # bytes beyond which nothing is run
 MARGIN = 0.03  # by which a setting must be faster than the first one, or it was luck
 
