@@ -147,7 +147,7 @@ def ours(who, shape, devices, precision, allocator):
   mesh = meshes.make(cfg.mesh)
   tokenizer = types.SimpleNamespace(bytes_V=np.ones(VOCAB, np.int32))
   corpus = types.SimpleNamespace(tokenizer=tokenizer, labels=("all",), modalities=0)
-  with jax.set_mesh(mesh):
+  with meshes.entered(mesh, cfg.roles):
     at = phase.make(0, cfg, None, corpus, mesh)
     state = at.start(np.zeros(phase.micro_batch(cfg), np.int32))
   rng, kept = np.random.default_rng(0), {"state": state}
@@ -159,7 +159,7 @@ def ours(who, shape, devices, precision, allocator):
   batch = {name: meshes.batch(rows, mesh) for name, rows in batch.items()}
 
   def step():
-    with jax.set_mesh(mesh):
+    with meshes.entered(mesh, cfg.roles):
       kept["state"], metrics = at.step(kept["state"], batch)
       float(metrics["loss"])
       jax.block_until_ready(kept["state"])

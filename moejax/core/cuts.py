@@ -1,4 +1,8 @@
-"""A dispatch on every device: tokens cut over the token axes, experts over the expert axis.
+"""A dispatch on every device: tokens cut over the token axes, experts by their role.
+
+Axes that cut experts and no tokens in attention, as `tensor` may, cut tokens here. Devices among
+which the width of experts is cut have the same tokens: those of all of them, gathered at the border
+and summed back, where the axis cuts tokens elsewhere.
 
 What is inside sees its own tokens, its own part of the plan and its own experts, and says what goes
 to whom. Without a mesh it sees everything, and there is nobody to send to.
@@ -94,8 +98,9 @@ def run(name: str, local, plan, x_ND, experts, spread=False) -> tuple[jax.Array,
   mesh = jax.sharding.get_abstract_mesh()
   present = lambda names: tuple(a for a in names if a in mesh.shape)
   many = lambda names: math.prod(mesh.shape[a] for a in names)
-  owning, slicing = (present(axes.ROLES["experts"][letter]) for letter in "EF")
-  tokens = present(axes.TOKENS)  # and other axes that have experts, or slices, of their own
+  owning, slicing = (present(axes.roles()["experts"][letter]) for letter in "EF")
+  shared = () if spread else slicing
+  tokens = tuple(a for a in present(axes.TOKENS) if a not in shared)
   tokens += tuple(a for a in owning + (slicing if spread else ()) if a not in tokens)
   cut = Cut(tokens, owning, many(tokens), many(owning), many(owning))
   if spread:
@@ -106,17 +111,22 @@ def run(name: str, local, plan, x_ND, experts, spread=False) -> tuple[jax.Array,
   table = {"E": owning, "F": slicing}  # D is gathered at the border
   param_specs = axes.specs(experts.params, mesh, table)
   partial = tuple(sorted(axes.used(param_specs) - set(tokens)))  # axes over which F is cut
+  home = tuple(a for a in present(axes.TOKENS) if a in partial)  # those that cut tokens elsewhere
+  home = home if tokens + home == present(axes.TOKENS) else ()  # else not in the order of tokens
+  partial = tuple(a for a in partial if a not in home)
 
   def here(plan, x_nD, params, after_nD):
     mine = plan.local(lax.axis_index(tokens), cut.shards)
     here = experts._replace(params=params, after_ND=after_nD)
     y_nD, sums = local(mine, x_nD, here, cut)
     over = lambda key, x: lax.pmax(x, tokens) if key.endswith("_max") else lax.psum(x, tokens)
-    return lax.psum(y_nD, partial), {key: over(key, x) for key, x in sums.items()}
+    y_nD = lax.psum(y_nD, partial)
+    y_nD = lax.psum_scatter(y_nD, home, tiled=True) if home else y_nD
+    return y_nD, {key: over(key, x) for key, x in sums.items()}
 
   plan_specs = axes.specs(plan, mesh, {"N": tokens, "C": tokens})
   in_specs = (plan_specs, P(tokens), param_specs, P(tokens))
-  specs = {"in_specs": in_specs, "out_specs": (P(tokens), P())}
+  specs = {"in_specs": in_specs, "out_specs": (P(tokens + home), P())}
   # check_vma is off: the loops and kernels inside carry no types of varying axes
   on_all = jax.shard_map(here, **specs, check_vma=False)
   return on_all(plan, x_ND, experts.params, experts.after_ND)

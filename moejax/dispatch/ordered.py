@@ -35,7 +35,7 @@ class Config:
 def run(plan, x_ND, experts, cfg):
   """Rows by expert, through their experts at their owners, and added up choice by choice."""
   mesh, E = jax.sharding.get_abstract_mesh(), plan.num_experts
-  owning = tuple(a for a in axes.ROLES["experts"]["E"] if a in mesh.shape)
+  owning = tuple(a for a in axes.roles()["experts"]["E"] if a in mesh.shape)
   owners = math.prod(mesh.shape[a] for a in owning)
   if E % owners:
     raise Wrong(

@@ -35,7 +35,8 @@ def run(plan, x_ND, experts, cfg):
     plan = plan.replace(slot_NK=None, capacity=0)  # not read here, and counted over all tokens
   # what cannot be cut is computed whole by every device
   cut = tokens if (len(x_ND) if by_token else plan.groups) % shards == 0 else ()
-  table = {"N": cut, "C": cut, "F": axes.ROLES["experts"]["F"]}
+  slicing = tuple(a for a in axes.roles()["experts"]["F"] if a not in cut)
+  table = {"N": cut, "C": cut, "F": slicing}
   param_specs = axes.specs(experts.params, mesh, table)
   partial = tuple(sorted(axes.used(param_specs) - set(cut)))  # axes over which F is cut
 

@@ -95,7 +95,7 @@ def examine(cfg, cell: dict, oracle: "Oracle", batch: dict) -> Row:
   """One config on its mesh against its oracle."""
   mesh = meshes.make(cfg.mesh)
   meshes.check(cfg, mesh)
-  with jax.set_mesh(mesh):
+  with meshes.entered(mesh, cfg.roles):
     put = lambda leaf, to: jax.make_array_from_callback(leaf.shape, to, lambda at: leaf[at])
     variables = jax.tree.map(put, oracle.variables, meshes.shardings(oracle.variables, mesh))
     rows = meshes.batch(np.zeros((meshes.rows(mesh), 1), np.int8), mesh).sharding

@@ -44,7 +44,8 @@ def make(words: list[str], topology: str, mesh: str = "") -> dict:
     if cfg.model.vocab is None:
       raise Wrong("plan: model.vocab follows a tokenizer, and a plan reads no text; set it.")
     meshes.check(cfg, there)
-    found = of(cfg, machine, there)
+    with meshes.entered(there, cfg.roles):
+      found = of(cfg, machine, there)
   found["params"] = flops.params(cfg.model, cfg.data.seq_len)
   how = {"topology": topology, "mesh": ",".join(f"{a}:{n}" for a, n in sizes.items())}
   return {"words": words, **how, **found}

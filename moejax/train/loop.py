@@ -9,7 +9,7 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from moejax.core import config
+from moejax.core import axes, config
 from moejax.core.plugin import Failed, Wrong
 from moejax.data import text
 from moejax.train import (
@@ -41,6 +41,7 @@ class Config:
   stages: tuple = ()  # one stage of train.steps, if empty
   knobs: tuple = ()  # of (name, a number | one per layer | a schedule), read by routers
   mesh: str = ""  # "data:2,expert:4"; empty = all devices on data
+  roles: typing.Any = axes.Config()  # which of its axes cut what
 
 
 class Result(typing.NamedTuple):
@@ -62,7 +63,7 @@ def fit(cfg: Config, workdir, terminal: bool | None = None) -> Result:
     corpus.batches(split, cfg.train.batch_size).close()
   folder = rundir.RunDir(workdir, config.dump(cfg))
   try:
-    with jax.set_mesh(mesh), contextlib.closing(folder), signals.Stop() as stop:
+    with meshes.entered(mesh, cfg.roles), contextlib.closing(folder), signals.Stop() as stop:
       return Run(cfg, folder, corpus, mesh, stop, terminal).train()
   except OSError as reason:
     raise Failed(

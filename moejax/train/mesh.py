@@ -6,6 +6,7 @@ Section:  `mesh`, a text such as "data:2,expert:4"; empty = all devices on `data
           devices, so one config compares mesh sizes.
 """
 
+import contextlib
 import math
 import re
 
@@ -17,8 +18,6 @@ from moejax.core import axes, plugin, runs
 from moejax.core.plugin import Wrong
 from moejax.layers import moe, pipeline
 
-AXES = ("data", "fsdp", "expert", "context", "tensor", "stage")
-
 
 def parse(text: str) -> dict[str, int]:
   """The axes of a mesh and their sizes.
@@ -29,8 +28,8 @@ def parse(text: str) -> dict[str, int]:
   sizes = {}
   for word in filter(None, (word.strip() for word in text.split(","))):
     axis, _, size = (part.strip() for part in word.partition(":"))
-    if axis not in AXES:
-      raise Wrong(f"mesh: there is no axis {axis!r}. {plugin.hint(axis, AXES)}")
+    if axis not in axes.AXES:
+      raise Wrong(f"mesh: there is no axis {axis!r}. {plugin.hint(axis, axes.AXES)}")
     if not size.isdecimal() or int(size) < 1:
       raise Wrong(f"mesh: {word!r} gives no size; write AXIS:NUMBER, such as 'data:2,expert:4'.")
     if axis in sizes:
@@ -69,10 +68,18 @@ def rows(mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in token_axes(mesh))
 
 
+@contextlib.contextmanager
+def entered(mesh, roles):
+  """Inside, programs are for this mesh, and arrays lie on it by these roles."""
+  with axes.by_roles(roles), jax.set_mesh(mesh):
+    yield
+
+
 def check(cfg, mesh):
   """Refuses a batch, a sequence or a number of experts that the mesh does not divide."""
-  shards, accumulate, owners = rows(mesh), cfg.train.accumulate, mesh.shape.get("expert", 1)
+  shards, accumulate = rows(mesh), cfg.train.accumulate
   size, text = cfg.train.batch_size, ",".join(f"{a}:{n}" for a, n in mesh.shape.items())
+  _check_roles(cfg.roles, mesh, text)
   if size // accumulate % shards:
     raise Wrong(
       f"mesh: micro-batches of {size // accumulate} rows (train.batch_size {size},"
@@ -86,13 +93,28 @@ def check(cfg, mesh):
       f"mesh: sequences of {T} cannot be cut over context:{parts}, whose devices have two parts"
       f" each; set data.seq_len to a multiple of {2 * parts}, or take another mesh."
     )
+  owning = [a for a in axes.tables(cfg.roles)["experts"]["E"] if a in mesh.shape]
   for _, layer in runs.find(cfg.model.layers, moe.Config):
     stored = layer.stored or layer.num_experts
-    if stored % owners:
+    if stored % math.prod(mesh.shape[a] for a in owning):
+      over = ",".join(f"{a}:{mesh.shape[a]}" for a in owning)
+      axis = "expert axis divides" if owning == ["expert"] else "axes of experts divide"
       raise Wrong(
-        f"mesh: {stored} experts cannot be cut over expert:{owners}; use a mesh whose expert axis"
-        " divides them, or change model.moe.num_experts."
+        f"mesh: {stored} experts cannot be cut over {over}; use a mesh whose {axis}"
+        " them, or change model.moe.num_experts."
       )
+
+
+def _check_roles(roles, mesh, text):
+  """Refuses a role that names an axis which is not there."""
+  for role in axes.USUAL:
+    for letter, names in axes.parse(role, getattr(roles, role)).items():
+      for name in names:
+        if name not in mesh.shape:
+          raise Wrong(
+            f"roles.{role}: {letter} is cut over {name!r}, which the mesh {text} does not have; add"
+            f" {name}:1 to the mesh, or take the axis out."
+          )
 
 
 def batch(array, mesh) -> jax.Array:
@@ -140,4 +162,4 @@ def _spec(path, leaf, mesh) -> P:
   names = _names(path)
   if "placement" in names or not re.search("_[A-Z]+$", names[-1]):
     return P()
-  return axes.spec(names[-1], leaf.shape, axes.ROLES[axes.role(names)], mesh)
+  return axes.spec(names[-1], leaf.shape, axes.roles()[axes.role(names)], mesh)

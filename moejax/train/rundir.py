@@ -16,6 +16,10 @@ from moejax.core.plugin import Wrong
 
 FREE = (  # may differ when a run is resumed: they change neither the model nor its batches
   "mesh",
+  "roles",
+  "roles.attention",
+  "roles.experts",
+  "roles.router",
   "train.log_every",
   "train.eval_every",
   "train.eval_batches",

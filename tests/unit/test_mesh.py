@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from moejax.core import axes
 from moejax.core.plugin import Wrong
 from moejax.optim import adamw
 from moejax.train import mesh
@@ -46,9 +47,9 @@ def test_every_process_must_take_part(monkeypatch):
     mesh.make("data:4")
 
 
-def run_of(model, **train):
-  of = types.SimpleNamespace
-  return of(model=model.cfg, train=of(**train), data=of(seq_len=12))
+def run_of(model, roles="", **train):
+  of, roles = types.SimpleNamespace, axes.Config(experts=roles)
+  return of(model=model.cfg, train=of(**train), data=of(seq_len=12), roles=roles)
 
 
 def test_what_the_mesh_does_not_divide_is_refused(moe_model):
@@ -61,6 +62,38 @@ def test_what_the_mesh_does_not_divide_is_refused(moe_model):
   mesh.check(run_of(model, batch_size=8, accumulate=1), mesh.make("context:2"))
   with pytest.raises(Wrong, match="sequences of 12 cannot be cut over context:4, .* multiple of 8"):
     mesh.check(run_of(model, batch_size=8, accumulate=1), mesh.make("context:4"))
+
+
+def test_roles_must_fit_the_mesh(moe_model):
+  six, made = moe_model("topk", num_experts=6), mesh.make("data:4,tensor:2")
+  mesh.check(run_of(six, "E:tensor,F:", batch_size=8, accumulate=1), made)
+  with pytest.raises(Wrong, match="6 experts cannot be cut over data:4,tensor:2; use a mesh whose"):
+    mesh.check(run_of(six, "E:data+tensor,F:", batch_size=8, accumulate=1), made)
+  with pytest.raises(
+    Wrong, match="E is cut over 'expert', which the mesh data:4,tensor:2 does not"
+  ):
+    mesh.check(run_of(six, "E:expert+tensor,F:", batch_size=8, accumulate=1), made)
+
+
+def test_parameters_moments_and_state_lie_by_the_roles_in_context():
+  shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
+  params = {
+    "ffn": {"wg_EDF": shape(4, 8, 6), "router": {"gate_DE": shape(8, 4)}},
+    "mlp": {"wi_DF": shape(8, 6)},
+  }
+  tx = adamw.make(adamw.Config(), lambda step: 1.0, params)
+  state = {"params": params, "opt_state": jax.eval_shape(tx.init, params)}
+  made = mesh.make("fsdp:2,expert:2,tensor:2")
+  roles = axes.Config(experts="E:expert+tensor,F:", router="D:", attention="D:fsdp+expert")
+  with axes.by_roles(roles):
+    got = jax.tree.map(lambda sharding: sharding.spec, mesh.shardings(state, made))
+  want = {
+    "ffn": {
+      "wg_EDF": P(("expert", "tensor"), "fsdp", None), "router": {"gate_DE": P(None, None)},
+    },
+    "mlp": {"wi_DF": P(("fsdp", "expert"), "tensor")},
+  }  # fmt: skip
+  assert got["params"] == got["opt_state"].mu == got["opt_state"].nu == want
 
 
 def test_shardings_follow_suffixes_and_roles_wherever_a_leaf_is():

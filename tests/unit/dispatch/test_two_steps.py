@@ -9,6 +9,7 @@ import numpy as np
 import plans
 import pytest
 
+from moejax.core import axes
 from moejax.core.plan import TokenPlan
 from moejax.core.plugin import Wrong
 from moejax.dispatch import dedup
@@ -87,13 +88,10 @@ def test_a_step_without_room_is_counted_and_loses_nothing(given):
   )
 
 
-def test_experts_over_two_axes_are_a_node_by_the_last(given, monkeypatch):
+def test_experts_over_two_axes_are_a_node_by_the_last(given):
   """A folded role: experts over data and expert, so that nodes are what `expert` connects."""
-  from moejax.core import axes
-
-  folded = {**axes.ROLES["experts"], "E": ("data", "expert")}
-  monkeypatch.setitem(axes.ROLES, "experts", folded)
-  program = eight.program("hierarchical", eight.mesh(data=2, expert=4), *given)[0]
+  with axes.by_roles(axes.Config(experts="E:data+expert")):
+    program = eight.program("hierarchical", eight.mesh(data=2, expert=4), *given)[0]
   np.testing.assert_allclose(
     program(*given)[0], eight.outcome("gather", None, *given)[0], rtol=1e-4, atol=1e-4
   )
