@@ -8,7 +8,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from moejax.core.plugin import Wrong
@@ -42,8 +41,7 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
 
   `steps` are those of the whole run, for rules with a schedule. `moments` is the dtype of the
   first moment. The second stays float32: it moves by 1 - b2 of itself in a step, which bfloat16
-  would round away. Moments on the host stay as they are in a step that is not `good`; elsewhere the
-  step sees to it (train/step.py).
+  would round away. With moments on the host it can also `apply` (optim/offload.py).
   """
   setting = groups.settings(params, cfg.rules, cfg.weight_decay, trainable)
   adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=jnp.dtype(moments))
@@ -52,27 +50,55 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
   def init(params):
     return adam.init(wide(groups.learning(params, setting)))
 
-  def update(updates, state, params=None, *, good=True):
-    rule, part = groups.learning(setting, setting), groups.learning(params, setting)
-    grads = jax.tree.map(_masked, groups.learning(updates, setting), rule)
+  def given(updates, state, params):
+    """What an update reads besides parameters and moments: the parts that learn."""
+    part = groups.learning(params, setting)
+    of = lambda fn: jax.tree.map(fn, part, groups.learning(setting, setting))
+    grads, learns = groups.learning(updates, setting), of(lambda _, rule: rule.learns)
     scale = jnp.float32(1.0)
     if cfg.clip_norm is not None:
-      scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(optax.tree.norm(wide(grads)), 1e-30))
-    clipped = lambda grads: jax.tree.map(lambda g: g * scale, wide(grads))
+      norm = optax.tree.norm(wide(jax.tree.map(_masked, grads, learns)))
+      scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(norm, 1e-30))
     lr_now, count = jnp.float32(lr(state.count)), state.count
-    if cfg.offload:
-      step, state = offload.streamed(adam, clipped, grads, state, good)
-    else:
-      step, state = adam.update(clipped(grads), state)
-    rate = lambda p, r: lr_now * groups.rate(r, p.ndim, count, steps)
-    move = lambda u, p, r: -rate(p, r) * (u + r.weight_decay * p)
-    new = jax.tree.map(move, step, part, rule)
-    new = jax.tree.map(_masked, new, rule)
+    rates = of(lambda p, rule: lr_now * groups.rate(rule, p.ndim, count, steps))
+    decays = of(lambda _, rule: rule.weight_decay)
+    return part, scale, (grads, rates, decays, learns)
+
+  def moves(part, state, scale, grads, rates, decays, learns):
+    """What is to be added to a part, and its state."""
+    clipped = jax.tree.map(lambda g: g * scale, wide(jax.tree.map(_masked, grads, learns)))
+    step, state = adam.update(clipped, state)
+    move = lambda u, p, rate, decay, learns: _masked(-rate * (u + decay * p), learns)
+    return jax.tree.map(move, step, part, rates, decays, learns), state
+
+  def update(updates, state, params=None):
+    part, scale, rest = given(updates, state, params)
+    new, state = moves(part, state, scale, *rest)
     return groups.fill(new, params, jnp.zeros_like), state
 
+  def apply(updates, state, params, good):
+    part, scale, rest = given(updates, state, params)
+    own = {name: (part[name], state.mu[name], state.nu[name]) for name in part}
+    rest = {name: tuple(tree[name] for tree in rest) for name in part}
+
+    def one(own, given):
+      part, mu, nu = own
+      held = optax.ScaleByAdamState(count=state.count, mu=mu, nu=nu)
+      move, new = moves(part, held, scale, *given)
+      new = (optax.apply_updates(part, move), new.mu, new.nu)
+      return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, own)
+
+    new = offload.written_over(one, own, rest)
+    part, mu, nu = ({name: three[i] for name, three in new.items()} for i in range(3))
+    count = jnp.where(good, optax.safe_increment(state.count), state.count)
+    state = optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+    return groups.fill(part, params, lambda leaf: leaf), state
+
+  if cfg.offload:
+    return offload.InPlace(init, update, apply)
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _masked(leaf, rule):
+def _masked(leaf, learns):
   """The leaf with zeros in the layers that are frozen."""
-  return leaf * rule.learns if isinstance(rule.learns, np.ndarray) else leaf
+  return leaf if isinstance(learns, bool) else leaf * learns

@@ -3,10 +3,10 @@
 Paper:  Ren et al. 2021 (ZeRO-Offload), arXiv:2101.06840; Kim et al. 2021 (Z-code M3),
         arXiv:2109.10465, which has E+Z-Off+M; Shen et al. 2022 (SE-MoE), arXiv:2205.10034.
 
-Layer by layer they come to the device for their update and go back. The numbers are those of a run
-without it. The update itself runs on the device: Adam on the host's cores, as ZeRO-Offload has it,
-is not built. Nor does the peak of a device fall yet: the updates of all layers are held in float32
-until they are added, which outweighs what the moments free in small models.
+Layer by layer they come to the device for their update and go back, while the parameters of the
+layer are written over, so that neither moments nor updates of all layers are ever on the device.
+The numbers are those of a run without it. The update itself runs on the device: Adam on the host's
+cores, as ZeRO-Offload has it, is not built.
 """
 
 import dataclasses
@@ -14,11 +14,18 @@ import typing
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from moejax.core import axes
 
 HOST = "pinned_host"
+
+
+class InPlace(typing.NamedTuple):
+  """An optax transformation that can also write over parameters and moments, layer by layer."""
+
+  init: typing.Callable
+  update: typing.Callable
+  apply: typing.Callable  # (grads, state, params, good) -> (params, state); unchanged if not good
 
 
 def placed(template):
@@ -45,8 +52,9 @@ def is_away(leaf: jax.Array) -> bool:
 
 
 def near(tree):
-  """A tree of traced arrays, on the device."""
-  return jax.device_put(tree, jax.memory.Space.Device)
+  """A tree of traced arrays, all of them on the device."""
+  here = lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if is_away(leaf) else leaf
+  return jax.tree.map(here, tree)
 
 
 def back(leaf: jax.Array, old: jax.Array) -> jax.Array:
@@ -54,26 +62,29 @@ def back(leaf: jax.Array, old: jax.Array) -> jax.Array:
   return jax.device_put(leaf, jax.memory.Space.Host) if is_away(old) else leaf
 
 
-def streamed(adam, clipped, grads, state: typing.Any, good):
-  """adam.update(clipped(grads), state) part by part, with moments that change if it is `good`.
+def written_over(fn, own: dict, given: dict) -> dict:
+  """fn(own part, given part) for every part of a model, in the place of what it replaces.
 
-  A run of layers is a loop over its layers, so that the moments of one are on the device.
+  A run of layers is a loop over its layers, so that what is away is on the device for one of them.
+  Parts of `given` are trees of arrays with as many layers, and of numbers, which all layers share.
   """
-  count = state.count
 
-  def one(_, part):
-    grads, mu, nu = part
-    held = optax.ScaleByAdamState(count=count, mu=near(mu), nu=near(nu))
-    step, new = adam.update(clipped(grads), held)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-    mu, nu = jax.tree.map(back, (keep(new.mu, held.mu), keep(new.nu, held.nu)), part[1:])
-    return None, (step, mu, nu)
+  def looped(own, given):
+    def layer(i, own):
+      new = fn(near(_layer(own, i)), near(_layer(given, i)))
+      put = jax.lax.dynamic_update_index_in_dim
+      return jax.tree.map(lambda old, one: put(old, back(one, old), i, 0), own, new)
 
-  out = {}
-  for name, part in grads.items():
-    mine = (part, state.mu[name], state.nu[name])
-    looped = name.startswith("layers_")
-    out[name] = jax.lax.scan(one, None, mine)[1] if looped else one(None, mine)[1]
-  step, mu, nu = ({name: parts[i] for name, parts in out.items()} for i in range(3))
-  count = optax.safe_increment(count)
-  return step, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+    return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), layer, own)
+
+  def whole(own, given):
+    return jax.tree.map(lambda old, new: back(new, old), own, fn(near(own), near(given)))
+
+  run = lambda name: looped if name.startswith("layers_") else whole
+  return {name: run(name)(part, given[name]) for name, part in own.items()}
+
+
+def _layer(tree, i):
+  """Layer i of stacked leaves; numbers as they are."""
+  at = jax.lax.dynamic_index_in_dim
+  return jax.tree.map(lambda a: at(a, i, keepdims=False) if jnp.ndim(a) else a, tree)

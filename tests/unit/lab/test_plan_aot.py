@@ -105,13 +105,14 @@ def test_moments_on_the_host_are_no_arguments_of_the_device(made):
   vectors = away["bytes"]["optim"]  # their moments and the counter stay
   assert vectors < 0.001 * here["bytes"]["optim"]
   moments = here["bytes"]["optim"] - vectors
-  assert 0.999 * moments < away["bytes"]["host"] < 2.001 * moments  # old and new ones, at the most
+  assert away["bytes"]["host"] == pytest.approx(moments, rel=0.001)  # written over where they are
 
 
-@pytest.mark.xfail(strict=True, reason="updates of all layers are float32 values between two loops")
 def test_moments_on_the_host_lower_the_peak(made):
+  """By most of what they take: parameters are written over layer by layer, no update is kept."""
   here, away = made("v5p:2x2x1"), made("v5p:2x2x1", "--config.optim.offload=True")
-  assert away["bytes"]["peak"] < here["bytes"]["peak"]
+  freed = here["bytes"]["peak"] - away["bytes"]["peak"]
+  assert 0.8 * here["bytes"]["optim"] < freed < here["bytes"]["optim"]
 
 
 def test_a_program_that_is_too_large_is_told_in_numbers():
