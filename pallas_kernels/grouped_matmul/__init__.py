@@ -103,7 +103,7 @@ def _sizes(part: str, a_MI, b, size_E) -> dict[str, int]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _quantised(x_MD, w, size_E, implementation):
-  E, D, F = w.values.shape
+  E, D, F = w.shape
   values_MD = x_MD.values if isinstance(x_MD, Quantised) else x_MD
   which = {
     "shape": {"M": len(values_MD), "D": D, "F": F, "E": E},
@@ -133,8 +133,9 @@ def _check(x_MD, w_EDF, size_E) -> None:
       f"grouped_matmul: x_MD, w_EDF, size_E have {x.ndim}, {w.ndim}, {size_E.ndim} axes; "
       "they need 2, 3, 1."
     )
-  if x.shape[1] != w.shape[1]:
-    raise ValueError(f"grouped_matmul: {told}: D={x.shape[1]} and D={w.shape[1]} must be equal.")
+  if x.shape[1] != w_EDF.shape[1]:
+    D = w_EDF.shape[1]
+    raise ValueError(f"grouped_matmul: {told}: D={x.shape[1]} and D={D} must be equal.")
   if len(size_E) != len(w):
     raise ValueError(f"grouped_matmul: {len(size_E)} sizes for E={len(w)} experts; give one each.")
   if not jnp.issubdtype(size_E.dtype, jnp.integer):
@@ -157,7 +158,7 @@ def _check(x_MD, w_EDF, size_E) -> None:
 
 
 def _check_scales(x_MD, w_EDF: Quantised) -> None:
-  E, D, F = w_EDF.values.shape
+  E, D, F = w_EDF.shape
   scale = w_EDF.scale.shape
   if len(scale) != 3 or (scale[0], scale[2]) != (E, F) or not scale[1] or D % scale[1]:
     raise ValueError(

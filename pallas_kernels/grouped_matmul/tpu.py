@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import grouped_matmul as op
 from pallas_kernels import tiles
-from pallas_kernels.grouped_matmul.quantised import Quantised
+from pallas_kernels.grouped_matmul.quantised import Quantised, straight
 from pallas_kernels.grouped_matmul.tpu_tiles import Tiles, heuristic, limit, moved
 
 
@@ -40,6 +40,7 @@ def d_lhs(g_MF, w_EDF, size_E, tile: Tiles | None = None, interpret=False):
 
 def quantised(x_MD, w: Quantised, size_E, tile: Tiles | None = None, interpret=False):
   """The forward pass with weights of 8 bits; float32 comes out if the rows have 8 bits too."""
+  w = straight(w)
   per_scale = w.values.shape[1] // w.scale.shape[1]
   if w.scale.shape[1] > 1 and per_scale % 128:
     raise NotImplementedError(f"scales of {per_scale} inputs; whole lanes of 128 are done")

@@ -18,7 +18,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import choose, tiles
 from pallas_kernels import triton_blocks as blocks
-from pallas_kernels.grouped_matmul.quantised import Quantised
+from pallas_kernels.grouped_matmul.quantised import Quantised, straight
 from pallas_kernels.triton_blocks import Config
 
 NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -75,6 +75,7 @@ def d_lhs(g_MF, w_EDF, size_E, *, config=None, interpret=False):
 
 def quantised(x_MD, w: Quantised, size_E, *, config=None, interpret=False):
   """forward of quantised weights, and of rows of the same few bits or of floats."""
+  w = straight(w)
   scales = [w.scale]
   if isinstance(x_MD, Quantised):
     x_MD, scales = x_MD.values, [w.scale, x_MD.scale]

@@ -1,5 +1,6 @@
 """Every implementation of the grouped matmul against its definition: three passes, then as one."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -210,8 +211,13 @@ NARROW = quantised.quantise(W)
     (X, W, jnp.array([4, -1]), "sizes from -1"),
     (X[0], W, SIZE, "they need 2, 3, 1"),
     (quantised.quantise(X), W, SIZE, "quantised rows need quantised weights"),
-    (X, NARROW._replace(scale=jnp.ones((2, 3, 3))), SIZE, "give \\[E, blocks of D, F\\]"),
-    (NARROW._replace(values=X), NARROW, SIZE, "scales \\[2, 1, 3\\] of 6 rows"),
+    (
+      X,
+      dataclasses.replace(NARROW, scale=jnp.ones((2, 3, 3))),
+      SIZE,
+      "give \\[E, blocks of D, F\\]",
+    ),
+    (dataclasses.replace(NARROW, values=X), NARROW, SIZE, "scales \\[2, 1, 3\\] of 6 rows"),
   ],
 )
 def test_wrong_use_is_one_sentence(x_MD, w_EDF, size_E, told):
