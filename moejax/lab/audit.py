@@ -71,9 +71,10 @@ class Step(typing.NamedTuple):
 
 
 def run(section: dict, cells: list[dict], batch: dict, oracles: dict | None = None):
-  """One Row for each cell laid over the section of a run; `batch` is whole, on the host.
+  """One Row for each cell laid over the section of a run, on as many rows of `batch` as it has.
 
-  `oracles` keeps what is made on one device, for other calls with the same batch.
+  `batch` is whole, on the host; `oracles` keeps what is made on one device, for other calls with
+  the same batch.
   """
   oracles = {} if oracles is None else oracles
   for cell in cells:
@@ -82,11 +83,12 @@ def run(section: dict, cells: list[dict], batch: dict, oracles: dict | None = No
       about = [
         _without(config.dump(cfg.model) | {"remat": "", "pipeline": None}, "dispatch"),
         cfg.train.accumulate,
+        cfg.train.batch_size,
       ]
       about = json.dumps(about, sort_keys=True)  # what an oracle depends on
       if about not in oracles:
-        oracles[about] = Oracle(cfg, batch)
-      yield examine(cfg, cell, oracles[about], batch)
+        oracles[about] = Oracle(cfg, {k: a[: cfg.train.batch_size] for k, a in batch.items()})
+      yield examine(cfg, cell, oracles[about], oracles[about].batch)
     except Wrong as reason:
       yield Row(cell, refused=str(reason))
 

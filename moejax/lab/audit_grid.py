@@ -51,6 +51,17 @@ OTHERS = (  # what meshes meet: rematerialisation, accumulation, other kinds of 
   {"mesh": "stage:2,expert:2", "dispatch": "ragged", "router": "recurrent"},
   {"mesh": "stage:2,data:2", "dispatch": "sort", "router": "depth_averaged", "pipeline": CIRCULAR},
   {"mesh": "stage:2,data:2", "dispatch": "sort", "router": "stable"},
+  # fewer rows than devices: context cuts T
+  {"mesh": "context:4", "dispatch": "sort", "rows": 1},
+  {"mesh": "data:2,context:4", "dispatch": "sort", "rows": 2},
+  {"mesh": "fsdp:2,context:2,tensor:2", "dispatch": "sort", "rows": 4, "accumulate": 2},
+  {"mesh": "expert:2,context:4", "dispatch": "all_gather", "rows": 2},
+  # Parallel Folding: experts over axes that cut tokens or heads in attention
+  {"mesh": "expert:2,tensor:4", "dispatch": "ragged", "experts": "E:expert+tensor,F:"},
+  {"mesh": "data:2,context:2,tensor:2", "dispatch": "ragged", "experts": "E:data+tensor,F:"},
+  {"mesh": "data:2,expert:4", "dispatch": "all_to_all", "experts": "E:data+expert"},
+  {"mesh": "data:2,context:2,tensor:2", "dispatch": "ragged", "experts": "E:data,F:context+tensor"},
+  {"mesh": "context:8", "dispatch": "ragged", "experts": "E:context", "rows": 1},
 )
 
 
@@ -63,7 +74,7 @@ def grid(own: bool = True) -> list[dict]:
   owned = [{"mesh": mesh, "dispatch": name} for mesh in OWNERS for name in plugin.names("dispatch")]
   by_mesh = lambda mesh: {"mesh": mesh, "dispatch": "ragged" if "expert" in mesh else "sort"}
   circular = [{**by_mesh(mesh), "pipeline": CIRCULAR} for mesh in MESHES if "stage:2" in mesh]
-  others = [cell for cell in OTHERS if own or "router" not in cell]
+  others = [cell for cell in OTHERS if own or not {"router", "rows"} & set(cell)]
   return [*owned, *map(by_mesh, MESHES), *circular, *others]
 
 
@@ -82,14 +93,19 @@ def title(cell: dict) -> str:
   """
   words = [cell["mesh"].replace(" ", "") or "all devices"]
   words += [cell[key] for key in ("dispatch", "router") if key in cell]
-  words += [f"{key} {cell[key]}" for key in ("remat", "accumulate") if key in cell]
+  words += [f"{key} {cell[key]}" for key in ("remat", "accumulate", "rows") if key in cell]
   words += [f"{key} {value}" for key, value in sorted(cell.get("pipeline", {}).items())]
+  words += [f"experts {cell['experts']}"] if "experts" in cell else []
   return ", ".join(words)
 
 
 def laid(section: dict, cell: dict) -> dict:
   """A written-out config (core/config.dump) or the section of one, with a cell laid over it."""
   section = config.merge(section, {"mesh": cell.get("mesh", "")})
+  if "experts" in cell:
+    section = config.merge(section, {"roles": {"experts": cell["experts"]}})
+  if "rows" in cell:
+    section = config.merge(section, {"train": {"batch_size": cell["rows"]}})
   if "accumulate" in cell:
     section = config.merge(section, {"train": {"accumulate": cell["accumulate"]}})
   for key in ("remat", "pipeline"):

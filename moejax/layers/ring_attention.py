@@ -5,6 +5,8 @@ Paper:  Liu et al. 2023 (Ring Attention), arXiv:2310.01889; the zig-zag order: B
 Cost:   per device and layer, forward: keys and values go round once, 2 B T J A numbers; backward
         twice that. Scores exist for one pair of chunks at a time, (T / 2c)^2 of them a head.
 
+Where the mesh cuts [B, T] in T (core/axes.py: by_token) a device comes with the chunks that are its
+own in the order of the sequence; where it cuts rows, they are exchanged for these at the border.
 A sequence is 2c chunks for c devices, two on each. In zig-zag order device i holds chunks i and
 2c - 1 - i, so that every device sees equally many pairs below the diagonal. With a window alone the
 work is equal without it: chunks stay where they are, and the ring ends where the window does.
@@ -63,9 +65,9 @@ def attend(q_BTHA, k_BTJA, v_BTJA, segment_BT, anchor_BT, window: int | None, an
   """What attention/gqa.py computes, on the mesh in context; see fits()."""
   mesh = jax.sharding.get_abstract_mesh()
   (B, T, _, A), J = q_BTHA.shape, k_BTJA.shape[2]
-  rows = tuple(a for a in axes.ROWS if a in mesh.shape)
+  rows = tuple(a for a in axes.tokens() if a in mesh.shape and a != AXIS)
   rows = rows if B % math.prod(mesh.shape[a] for a in rows) == 0 else ()
-  heads = "tensor" if J % mesh.shape.get("tensor", J + 1) == 0 else None
+  heads = axes.spec("k_J", (J,), axes.roles()["attention"], mesh)[0]
   by_head, by_token = P(rows, AXIS, heads), P(rows, AXIS)
   kept = order(T, mesh.shape[AXIS], window, anchors)
 

@@ -59,12 +59,12 @@ def make(text: str, devices=None) -> Mesh:
 
 
 def token_axes(mesh) -> tuple[str, ...]:
-  """The axes over which the rows of a batch are cut."""
-  return tuple(axis for axis in axes.TOKENS if axis in mesh.shape)
+  """The axes over which the rows of a batch are cut: a model may cut T tokens, and no T + 1."""
+  return tuple(axis for axis in axes.ROWS if axis in mesh.shape)
 
 
 def rows(mesh) -> int:
-  """The rows of the smallest batch: one for each part that the tokens are cut into."""
+  """The rows of the smallest batch: one for each part that rows are cut into."""
   return math.prod(mesh.shape[axis] for axis in token_axes(mesh))
 
 
@@ -80,14 +80,15 @@ def check(cfg, mesh):
   shards, accumulate = rows(mesh), cfg.train.accumulate
   size, text = cfg.train.batch_size, ",".join(f"{a}:{n}" for a, n in mesh.shape.items())
   _check_roles(cfg.roles, mesh, text)
-  if size // accumulate % shards:
+  T, parts = cfg.data.seq_len, mesh.shape.get("context", 1)
+  if size // accumulate % (shards * parts) and size // accumulate != shards:
+    few = f"just {shards * accumulate}, so that context cuts rows, or " if parts > 1 else ""
     raise Wrong(
       f"mesh: micro-batches of {size // accumulate} rows (train.batch_size {size},"
-      f" train.accumulate {accumulate}) cannot be cut over {shards} devices ({text}); use a"
-      f" batch_size that is a multiple of {shards * accumulate}, or a smaller mesh."
+      f" train.accumulate {accumulate}) cannot be cut over {shards * parts} devices ({text}); use a"
+      f" batch_size that is {few}a multiple of {shards * parts * accumulate}, or a smaller mesh."
     )
-  pipeline.check(cfg.model, size // accumulate, shards, mesh.shape.get(pipeline.AXIS, 1))
-  T, parts = cfg.data.seq_len, mesh.shape.get("context", 1)
+  pipeline.check(cfg.model, size // accumulate, shards * parts, mesh.shape.get(pipeline.AXIS, 1))
   if parts > 1 and T % (2 * parts):
     raise Wrong(
       f"mesh: sequences of {T} cannot be cut over context:{parts}, whose devices have two parts"
@@ -118,7 +119,7 @@ def _check_roles(roles, mesh, text):
 
 
 def batch(array, mesh) -> jax.Array:
-  """This process's rows of a batch, on the devices: rows are cut over the token axes."""
+  """This process's rows of a batch, on the devices: cut over the axes of rows."""
   sharding = NamedSharding(mesh, P(token_axes(mesh)))
   return jax.make_array_from_process_local_data(sharding, array)
 

@@ -60,6 +60,9 @@ def test_what_the_mesh_does_not_divide_is_refused(moe_model):
   with pytest.raises(Wrong, match="6 experts cannot be cut over expert:4; use a mesh"):
     mesh.check(run_of(moe_model("topk", num_experts=6), batch_size=8, accumulate=1), made)
   mesh.check(run_of(model, batch_size=8, accumulate=1), mesh.make("context:2"))
+  mesh.check(run_of(model, batch_size=4, accumulate=2), mesh.make("data:2,context:2"))
+  with pytest.raises(Wrong, match="6 rows .* that is just 2, so that context cuts rows, or a mult"):
+    mesh.check(run_of(model, batch_size=6, accumulate=1), mesh.make("data:2,context:2"))
   with pytest.raises(Wrong, match="sequences of 12 cannot be cut over context:4, .* multiple of 8"):
     mesh.check(run_of(model, batch_size=8, accumulate=1), mesh.make("context:4"))
 

@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from close import assert_close
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from moejax.attention import gqa
+from moejax.core import axes
 from moejax.layers import ring_attention
+from moejax.perf import hlo
 
 B, T, H, J, A = 2, 32, 4, 2, 4
 SEGMENT_BT = jnp.array([[1] * 5 + [2] * 14 + [3] * 10 + [0] * 3, [1] * T])
@@ -64,3 +67,23 @@ def test_zigzag_gives_every_device_the_same_pairs(devices):
   held = [kept.chunks(i) for i in range(devices)]
   assert sorted(sum(held, ())) == list(range(2 * devices))
   assert {sum(chunk + 1 for chunk in two) for two in held} == {2 * devices + 1}
+
+
+@pytest.mark.parametrize(
+  ("cfg", "swaps"), [(gqa.Config(H, J), True), (gqa.Config(H, J, window=6), False)]
+)
+def test_where_rows_are_cut_nothing_but_the_ring_moves(cfg, swaps):
+  """One row for each part of the rows: [B, T] comes to the ring as it lies."""
+  mesh = mesh_of(data=2, context=4)
+  with jax.set_mesh(mesh):
+    cut = axes.by_token(B, T)
+    assert cut == P(("data",), "context") and axes.by_token(8, T) == P(("data", "context"))
+    assert axes.by_token(3, T) == axes.by_token(2, 6) == P()
+    at = NamedSharding(mesh, cut)
+    shapes = [jax.ShapeDtypeStruct((B, T, h, A), jnp.float32, sharding=at) for h in (H, J, J)]
+    run = lambda q, k, v: gqa.attended(q, k, v, None, cfg).reshape(B * T, H * A)
+    on = NamedSharding(mesh, P(("data", "context")))
+    text = jax.jit(run, out_shardings=on).lower(*shapes).compile().as_text()
+  found = hlo.collectives(text)
+  assert {one.kind for one in found} == {"collective-permute"}
+  assert any("while" not in one.where for one in found) == swaps
