@@ -43,7 +43,10 @@ def forward(dispatch: dict, mesh: dict, experts: str | None = None) -> tuple[dic
   roles = axes.Config(experts=experts or "")
   with axes.by_roles(roles), jax.set_mesh(made):
     program = jax.jit(run, in_shardings=(None, home, None), out_shardings=home)
-    text = program.lower(plan, jnp.zeros((N, D)), params).compile().as_text() or ""
+    text = (
+      program.lower(plan, jax.ShapeDtypeStruct((N, D), jnp.float32), params).compile().as_text()
+      or ""
+    )
   large = lambda one: one.kind != "all-reduce" or (experts is not None and one.dtype == "f32")
   found = hlo.totals([one for one in hlo.collectives(text) if large(one)])
   return found, {"N": N, "D": D, "F": F, "E": E, "c": plan.capacity // DEVICES}
