@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from moejax.core import axes, plugin
+from moejax.core import axes, memory, plugin
 from moejax.core.plugin import Wrong
 from pallas_kernels import target
 
@@ -67,8 +67,8 @@ def cast(params, cfg: Config):
   cfg = filled(cfg)
 
   def one(path, leaf):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      return leaf  # packed storage is integers
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or memory.is_away(leaf):
+      return leaf  # packed storage is integers; what is away is cast where it is fetched
     routed = axes.role(tuple(key.key for key in path)) == "router"
     return leaf.astype(cfg.router if routed else cfg.compute)
 

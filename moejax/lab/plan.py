@@ -14,9 +14,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from moejax.core import config, flags
+from moejax.core import config, flags, memory
 from moejax.core.plugin import Failed, Wrong
-from moejax.optim import offload
 from moejax.perf import compiled, flops, hardware, hlo, links, machines
 from moejax.train import mesh as meshes
 from moejax.train import phase
@@ -106,7 +105,7 @@ def state_bytes(template) -> dict[str, int]:
   """Bytes of the parts of the state on one device."""
 
   def held(tree):
-    leaves = [a for a in jax.tree.leaves(tree) if a.sharding.memory_kind != offload.HOST]
+    leaves = [a for a in jax.tree.leaves(tree) if a.sharding.memory_kind != memory.HOST]
     part = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return sum(part(leaf) for leaf in leaves)
 

@@ -13,7 +13,7 @@ def through(section, near, far, x):
   """x through all sections in order: those of `near`, then those of `far`.
 
   section(weights, x) -> x. Leaves of near are [K, ...] on the device, K at least 1; those of far
-  are [N - K, ...] in host memory, of the kind moejax.optim.offload.HOST. Besides `near`, the
+  are [N - K, ...] in host memory, of the kind moejax.core.memory.HOST. Besides `near`, the
   device has the section that works and the one that comes.
 
   >>> double = lambda w, x: 2 * x + w

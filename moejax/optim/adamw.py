@@ -57,7 +57,7 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
     grads, learns = groups.learning(updates, setting), of(lambda _, rule: rule.learns)
     scale = jnp.float32(1.0)
     if cfg.clip_norm is not None:
-      norm = optax.tree.norm(wide(jax.tree.map(_masked, grads, learns)))
+      norm = offload.norm(lambda g, learns: wide(_masked(g, learns)), grads, learns)
       scale = jnp.minimum(1.0, cfg.clip_norm / jnp.maximum(norm, 1e-30))
     lr_now, count = jnp.float32(lr(state.count)), state.count
     rates = of(lambda p, rule: lr_now * groups.rate(rule, p.ndim, count, steps))

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from moejax.core import memory
+
 
 def init(params):
   """The average before the first step: a copy, since the params are donated to the step."""
@@ -16,6 +18,6 @@ def update(ema, params, decay: float, step):
   [0.75, 0.75]
   """
   keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(
+  return memory.mapped(
     lambda old, new: keep * old + (1 - keep) * new.astype(jnp.float32), ema, params
   )

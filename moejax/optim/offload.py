@@ -1,11 +1,16 @@
-"""Moments of the optimiser in the memory of the host, from one step to the next.
+"""Moments, and weights of experts, in the memory of the host from one step to the next.
 
 Paper:  Ren et al. 2021 (ZeRO-Offload), arXiv:2101.06840; Kim et al. 2021 (Z-code M3),
         arXiv:2109.10465, which has E+Z-Off+M; Shen et al. 2022 (SE-MoE), arXiv:2205.10034.
+Config: `train.offload`: "none"; "moments" (`optim.offload` is the same); "experts", who also leave
+        the device, their gradients and averages with them.
 
-Layer by layer they come to the device for their update and go back, while the parameters of the
+Layer by layer moments come to the device for their update and go back, while the parameters of the
 layer are written over, so that neither moments nor updates of all layers are ever on the device.
-The numbers are those of a run without it. The update itself runs on the device: Adam on the host's
+The weights of experts come in the layer that works with them (layers/moe.py), forward and once more
+backward, where their gradient goes to the host; the compiler lets a transfer begin before what does
+not need it, as attention. The numbers are those of a run without it, up to the order in which the
+norm of gradients on the host is added up. The update itself runs on the device: Adam on the host's
 cores, as ZeRO-Offload has it, is not built.
 """
 
@@ -13,11 +18,10 @@ import dataclasses
 import typing
 
 import jax
-import jax.numpy as jnp
+import optax
 
-from moejax.core import axes
-
-HOST = "pinned_host"
+from moejax.core import axes, memory, tree
+from moejax.core.plugin import Wrong
 
 
 class InPlace(typing.NamedTuple):
@@ -28,38 +32,57 @@ class InPlace(typing.NamedTuple):
   apply: typing.Callable  # (grads, state, params, good) -> (params, state); unchanged if not good
 
 
-def placed(template):
-  """The template of a train state with its moments on the host; those of vectors stay."""
+def of_run(cfg) -> str:
+  """What is away in a run: the larger of what train.offload and optim.offload say."""
+  away = cfg.train.offload
+  if away == "experts" and (cfg.train.strict or cfg.model.remat == "none"):
+    raise Wrong(
+      f"train.offload: with experts on the host, train.strict is {cfg.train.strict} and model.remat"
+      f" is {cfg.model.remat!r}, and 'none' keeps all experts on the device for the backward pass;"
+      " set train.strict=False and model.remat=full, or train.offload=moments."
+    )
+  return "moments" if away == "none" and cfg.optim.offload else away
 
-  def one(path, leaf):
-    name = getattr(path[-1], "key", "")
-    if not leaf.shape or len(axes.letters(name)) < 2:
-      return leaf
-    there = leaf.sharding.with_memory_kind(HOST)
+
+def placed(template, away: str, paths: list):
+  """The template of a train state with what is away on the host; moments of vectors stay.
+
+  `paths` are those of the layers with experts.
+  """
+  if away == "none":
+    return template
+
+  def sent(leaf):
+    there = leaf.sharding.with_memory_kind(memory.HOST)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
 
-  moved = jax.tree_util.tree_map_with_path(one, template.opt_state)
-  return dataclasses.replace(template, opt_state=moved)
+  def moment(path, leaf):
+    name = getattr(path[-1], "key", "")
+    return leaf if not leaf.shape or len(axes.letters(name)) < 2 else sent(leaf)
+
+  moments = jax.tree_util.tree_map_with_path(moment, template.opt_state)
+  new = {"opt_state": moments}
+  if away == "experts":
+    new |= {"params": _without(template.params, paths, sent)}
+    new |= {"ema": template.ema and _without(template.ema, paths, sent)}
+  return dataclasses.replace(template, **new)
 
 
-def is_away(leaf: jax.Array) -> bool:
-  """Whether a traced array is in the memory of the host.
-
-  >>> is_away(jnp.zeros(1))
-  False
-  """
-  return jax.typeof(leaf).memory_space == jax.memory.Space.Host
-
-
-def near(tree):
-  """A tree of traced arrays, all of them on the device."""
-  here = lambda leaf: jax.device_put(leaf, jax.memory.Space.Device) if is_away(leaf) else leaf
-  return jax.tree.map(here, tree)
+def _without(params, paths, sent):
+  """The shapes of parameters with those of experts sent away."""
+  for path in paths:
+    owned = tree.at(params, path)
+    mine = lambda name, leaf: not isinstance(leaf, dict) and axes.letters(name).startswith("E")
+    owned = {name: sent(leaf) if mine(name, leaf) else leaf for name, leaf in owned.items()}
+    params = tree.put(params, path, owned)
+  return params
 
 
-def back(leaf: jax.Array, old: jax.Array) -> jax.Array:
-  """A traced array, in the memory that the one it replaces has."""
-  return jax.device_put(leaf, jax.memory.Space.Host) if is_away(old) else leaf
+def norm(fn, first, *rest) -> jax.Array:
+  """The norm of jax.tree.map(fn, first, *rest); of what is away, layer by layer."""
+  if memory.any_away(first):
+    return jax.numpy.sqrt(memory.squares(fn, first, *rest))
+  return optax.tree.norm(jax.tree.map(fn, first, *rest))
 
 
 def written_over(fn, own: dict, given: dict) -> dict:
@@ -69,22 +92,13 @@ def written_over(fn, own: dict, given: dict) -> dict:
   Parts of `given` are trees of arrays with as many layers, and of numbers, which all layers share.
   """
 
-  def looped(own, given):
-    def layer(i, own):
-      new = fn(near(_layer(own, i)), near(_layer(given, i)))
-      put = jax.lax.dynamic_update_index_in_dim
-      return jax.tree.map(lambda old, one: put(old, back(one, old), i, 0), own, new)
-
-    return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), layer, own)
-
   def whole(own, given):
-    return jax.tree.map(lambda old, new: back(new, old), own, fn(near(own), near(given)))
+    new = fn(memory.near(own), memory.near(given))
+    return jax.tree.map(lambda old, new: memory.back(new, old), own, new)
 
-  run = lambda name: looped if name.startswith("layers_") else whole
-  return {name: run(name)(part, given[name]) for name, part in own.items()}
+  def one(name, part):
+    if name.startswith("layers_"):
+      return memory.written_over(fn, part, given[name])
+    return whole(part, given[name])
 
-
-def _layer(tree, i):
-  """Layer i of stacked leaves; numbers as they are."""
-  at = jax.lax.dynamic_index_in_dim
-  return jax.tree.map(lambda a: at(a, i, keepdims=False) if jnp.ndim(a) else a, tree)
+  return {name: one(name, part) for name, part in own.items()}

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.core import runs, tree
+from moejax.core import memory, runs, tree
 from moejax.core.plugin import Wrong
 from moejax.layers import moe
-from moejax.optim import offload
 from moejax.train import placement, processes
 
 
@@ -67,9 +66,22 @@ def over(fn, params, tables: dict, model_cfg) -> dict:
   """fn(layer, slot_ER) over every layer of which `tables` has some: placement.summed or copied."""
   for path, layer in runs.find(model_cfg.layers, moe.Config):
     if tables and (layer.stored or 0) > layer.num_experts:
-      slot_LER = tree.at(tables, path)["slot_ER"]
-      params = tree.put(params, path, jax.vmap(fn)(tree.at(params, path), slot_LER))
+      owned, slot_LER = tree.at(params, path), tree.at(tables, path)["slot_ER"]
+      mine = placement.by_slot(owned)
+      by_layer = _one_by_one if memory.any_away(mine) else jax.vmap
+      params = tree.put(params, path, {**owned, **by_layer(fn)(mine, slot_LER)})
   return params
+
+
+def _one_by_one(fn):
+  """fn over stacked layers, those that are away one after the other."""
+
+  def act(_, part):
+    leaves, *tables = part
+    new = fn(memory.near(leaves), *tables)
+    return None, jax.tree.map(memory.back, new, leaves)
+
+  return lambda leaves, *tables: jax.lax.scan(act, None, (leaves, *tables))[1]
 
 
 def moved(state, tables: dict):
@@ -80,18 +92,13 @@ def moved(state, tables: dict):
   """
   old, new = state.model_state["placement"], state.model_state["placement"]
 
-  def one(_, part):
-    leaves, old_ER, new_ER = part
-    there = placement.moved(offload.near(leaves), old_ER, new_ER)
-    return None, jax.tree.map(offload.back, there, leaves)
-
   def along(whole):
     for path, new_LER in tables.items():
       layer = tree.at(whole, path)
       mine = placement.by_slot(layer)
       if mine:  # frozen leaves have no moments
-        part = (mine, tree.at(old, path)["slot_ER"], new_LER)
-        whole = tree.put(whole, path, {**layer, **jax.lax.scan(one, None, part)[1]})
+        there = _one_by_one(placement.moved)(mine, tree.at(old, path)["slot_ER"], new_LER)
+        whole = tree.put(whole, path, {**layer, **there})
     return whole
 
   is_tree = lambda node: isinstance(node, dict)

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from moejax.core import dtypes, plugin, runs
 from moejax.core.plugin import Wrong
+from moejax.layers import moe
 from moejax.optim import offload
 from moejax.train import balancing, buffers, evaluate, migration, objective, stages, strict
 from moejax.train import mesh as meshes
@@ -62,8 +63,9 @@ def program(cfg, trainable, mesh) -> Program:
   token_BT = jax.ShapeDtypeStruct(micro_batch(cfg), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   shapes = jax.eval_shape(model.init, key, token_BT)["params"]
-  optim = plugin.module(cfg.optim)
-  tx = optim.make(cfg.optim, lr, shapes, precision.moments, trainable, steps_in_all)
+  away, optim = offload.of_run(cfg), plugin.module(cfg.optim)
+  section = dataclasses.replace(cfg.optim, offload=away != "none")
+  tx = optim.make(section, lr, shapes, precision.moments, trainable, steps_in_all)
   loss_fn = objective.make(model, precision)
   if cfg.train.strict:
     strict.check(cfg, mesh)
@@ -77,8 +79,8 @@ def program(cfg, trainable, mesh) -> Program:
     model, tx, token_BT, cfg.train, dtypes.dtype(precision.params), key
   )
   template = meshes.placed(jax.eval_shape(first, token_BT, key), mesh)
-  if cfg.optim.offload:
-    template = offload.placed(template)
+  paths = [path for path, _ in runs.find(cfg.model.layers, moe.Config)]
+  template = offload.placed(template, away, paths)
   if cfg.train.strict:
     template, step = strict.whole(template, mesh), strict.step(step, mesh)
   to = jax.tree.map(lambda leaf: leaf.sharding, template)
