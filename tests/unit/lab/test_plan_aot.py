@@ -115,6 +115,17 @@ def test_moments_on_the_host_lower_the_peak(made):
   assert 0.8 * here["bytes"]["optim"] < freed < here["bytes"]["optim"]
 
 
+def test_experts_on_the_host_are_no_arguments_of_the_device(made):
+  """Weights and moments leave it to the byte; the gradients of experts go to the host, too."""
+  moments = made("v5p:2x2x1", "--config.optim.offload=True")["bytes"]
+  away = made("v5p:2x2x1", "--config.train.offload=experts")["bytes"]
+  experts = sum(2 * math.prod(shape) // 4 for _, role, shape, _ in leaves() if role == "experts")
+  assert moments["params"] - away["params"] == experts
+  gradients = away["host"] - moments["host"] - experts
+  assert 0.99 * experts < gradients < 2.01 * experts  # in bfloat16, or float32 before they are
+  assert away["peak"] < moments["peak"] - experts
+
+
 def test_a_program_that_is_too_large_is_told_in_numbers():
   if MISSING["v5p:2x2x1"]:
     pytest.skip(MISSING["v5p:2x2x1"])
