@@ -145,6 +145,7 @@ def write(op: str, kind: str, rows: list[dict], **about) -> pathlib.Path:
   file = path(op, kind)
   lines = ",\n  ".join(json.dumps(row) for row in rows)
   head = json.dumps({"op": op, "device": kind, **about}, indent=1)[:-2]
+  file.parent.mkdir(exist_ok=True)
   file.write_text(f'{head},\n "rows": [\n  {lines}\n ]\n}}\n')
   table.cache_clear()
   return file

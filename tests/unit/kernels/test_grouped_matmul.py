@@ -18,7 +18,9 @@ from pallas_kernels.grouped_matmul import cases, quantised, ragged, ref, tpu, xl
 
 PASSES = ("forward", "d_lhs", "d_rhs")
 IMPLEMENTATIONS = {
-  "xla": {name: functools.partial(getattr(xla, name), config=(6, 2)) for name in PASSES},
+  "xla": {name: functools.partial(getattr(xla, name), config=(0, 6, 2)) for name in PASSES},
+  # 8 rows of each expert: a batch of all, of most, or none where it would hold too few
+  "batch": {name: functools.partial(getattr(xla, name), config=(100, 6, 2)) for name in PASSES},
   # tiles that divide nothing; sums over inputs at once in the forward pass, in parts in d_lhs
   "tpu": {
     name: functools.partial(getattr(tpu, name), tile=tpu.Tiles(8, 5, 4), interpret=True)
@@ -51,13 +53,35 @@ def arguments(case, dtype=np.float32, dirty=False):
 
 
 @pytest.mark.parametrize("case", cases.TEST)
-def test_windows_match_the_definition_in_float64(case):
+@pytest.mark.parametrize("name", ["xla", "batch"])
+def test_xla_matches_the_definition_in_float64(name, case):
   with jax.enable_x64(True):
     want = passes("ref", *arguments(cases.TEST[case], np.float64))
-    got = passes("xla", *arguments(cases.TEST[case], np.float64, dirty=True))
+    got = passes(name, *arguments(cases.TEST[case], np.float64, dirty=True))
     for a, b in zip(got, want, strict=True):
       assert a.dtype == np.float64
       np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_any_experts_may_be_empty_beside_a_batch():
+  """Of 2^8 patterns half have a batch that holds most rows, and half go through windows."""
+  x_MD, w_EDF, g_MF, _ = arguments(cases.Case(64, 5, 7, 8))
+  for i, busy in enumerate(itertools.product((0, 1), repeat=8)):
+    size_E = jnp.array(busy) * (5 + 3 * (i % 2)) if sum(busy) else jnp.zeros(8, int)
+    size_E = size_E.at[int(np.argmax(busy))].multiply(2) if 0 < sum(busy) < 8 else size_E
+    want = passes("ref", x_MD, w_EDF, g_MF, size_E)
+    assert_close(passes("batch", x_MD, w_EDF, g_MF, size_E), want)
+
+
+def test_a_batch_is_made_where_it_holds_most_rows():
+  for sizes, made in (((8,) * 8, True), ((64, *[0] * 7), False), ((23, *[5] * 7), True)):
+    one = jnp.ones(())
+    value, first_E, last_E, busy_E, count = xla._left(
+      100, 64, jnp.array(sizes), lambda row_EC: one * row_EC.shape[1], 0 * one
+    )
+    left = [max(0, size - 8 * made) for size in sizes]
+    assert float(value) == 8 * made and (last_E - first_E).tolist() == left
+    assert int(count) == np.count_nonzero(left) and set(busy_E[:count].tolist()) <= {0}
 
 
 @pytest.mark.parametrize("case", ["skewed", "rows_left_over", "nothing"])
