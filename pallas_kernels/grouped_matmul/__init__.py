@@ -160,6 +160,12 @@ def _check(x_MD, w_EDF, size_E) -> None:
 def _check_scales(x_MD, w_EDF: Quantised) -> None:
   E, D, F = w_EDF.shape
   scale = w_EDF.scale.shape
+  for what, a in (("weights", w_EDF), ("rows", x_MD)):
+    if isinstance(a, Quantised) and a.values.dtype.itemsize != 1:
+      raise ValueError(
+        f"grouped_matmul: quantised {what} hold {a.values.dtype}; give int8 or an 8-bit float, as"
+        " quantised.quantise does."
+      )
   if len(scale) != 3 or (scale[0], scale[2]) != (E, F) or not scale[1] or D % scale[1]:
     raise ValueError(
       f"grouped_matmul: scales {list(scale)} of weights {[E, D, F]}; give [E, blocks of D, F]."

@@ -16,7 +16,9 @@ def top_k(score_NE, k: int, *, implementation: str | None = None) -> jax.Array:
   >>> top_k(jnp.array([[.1, .6, .3, .6]]), 3).tolist()
   [[1, 3, 2]]
   """
+  _check("top_k", "score_NE", score_NE, 2, jnp.floating)
   (N, E), score_NE = score_NE.shape, jax.lax.stop_gradient(score_NE)
+  rules.check(Rule(k), E)
   how = {"shape": {"N": N, "E": E, "K": k}, "implementation": implementation}
   return choose.call("routing", "top_k", score_NE, k, dtype=score_NE.dtype, **how)
 
@@ -29,6 +31,11 @@ def sort(expert_M, num_experts: int, *, implementation: str | None = None) -> tu
   >>> [a.tolist() for a in sort(jnp.array([2, 0, 1, 0]), 2)]
   [[1, 3, 2, 0], [3, 0, 2, 1], [2, 1]]
   """
+  _check("sort", "expert_M", expert_M, 1, jnp.integer)
+  if num_experts < 1:
+    raise ValueError(
+      f"routing: sort by {num_experts} experts; give as many as there are, 1 or more."
+    )
   how = {"shape": {"M": len(expert_M), "E": num_experts}, "implementation": implementation}
   return choose.call("routing", "sort", expert_M, num_experts, dtype=expert_M.dtype, **how)
 
@@ -44,6 +51,7 @@ def route(logit_NE, rule: Rule, bias_E=None, valid_N=None, *, implementation: st
   >>> expert_NK.tolist(), gate_NK.tolist(), place_NK.tolist(), size_E.tolist()
   ([[1], [0]], [[1.0], [1.0]], [[1], [0]], [1, 1])
   """
+  _check("route", "logit_NE", logit_NE, 2, jnp.floating)
   N, E = logit_NE.shape
   rules.check(rule, E)
   bias_E = jnp.zeros(E, logit_NE.dtype) if bias_E is None else bias_E
@@ -55,6 +63,15 @@ def route(logit_NE, rule: Rule, bias_E=None, valid_N=None, *, implementation: st
         f" be ({length},)."
       )
   return _route(logit_NE, jax.lax.stop_gradient(bias_E), valid_N, rule, implementation)
+
+
+def _check(name: str, what: str, array, ndim: int, kind) -> None:
+  """Refuses, in one sentence, what is no table of scores, or of ids."""
+  if array.ndim != ndim or not jnp.issubdtype(array.dtype, kind):
+    raise ValueError(
+      f"routing: {name} got {what} as {array.dtype}{list(array.shape)}; give"
+      f" {'an' if kind is jnp.integer else 'a'} {kind.__name__} array of {ndim} axes."
+    )
 
 
 def _run(logit_NE, bias_E, valid_N, rule, implementation) -> tuple:

@@ -75,9 +75,9 @@ def test_any_experts_may_be_empty_beside_a_batch():
 
 def test_a_batch_is_made_where_it_holds_most_rows():
   for sizes, made in (((8,) * 8, True), ((64, *[0] * 7), False), ((23, *[5] * 7), True)):
-    one = jnp.ones(())
+    batch = lambda row_EC: jnp.float32(row_EC.shape[1])
     value, first_E, last_E, busy_E, count = xla._left(
-      100, 64, jnp.array(sizes), lambda row_EC: one * row_EC.shape[1], 0 * one
+      100, 64, jnp.array(sizes), batch, jnp.float32(0)
     )
     left = [max(0, size - 8 * made) for size in sizes]
     assert float(value) == 8 * made and (last_E - first_E).tolist() == left
@@ -220,6 +220,7 @@ def test_quantised_weights_are_what_their_numbers_say(dtype, blocks):
 
 
 X, W, SIZE = jnp.ones((6, 4)), jnp.ones((2, 4, 3)), jnp.array([2, 3])
+narrow = lambda **changes: dataclasses.replace(NARROW, **changes)
 NARROW = quantised.quantise(W)
 
 
@@ -235,13 +236,10 @@ NARROW = quantised.quantise(W)
     (X, W, jnp.array([4, -1]), "sizes from -1"),
     (X[0], W, SIZE, "they need 2, 3, 1"),
     (quantised.quantise(X), W, SIZE, "quantised rows need quantised weights"),
-    (
-      X,
-      dataclasses.replace(NARROW, scale=jnp.ones((2, 3, 3))),
-      SIZE,
-      "give \\[E, blocks of D, F\\]",
-    ),
-    (dataclasses.replace(NARROW, values=X), NARROW, SIZE, "scales \\[2, 1, 3\\] of 6 rows"),
+    (X, narrow(scale=jnp.ones((2, 3, 3))), SIZE, "give \\[E, blocks of D, F\\]"),
+    (X, narrow(values=W), SIZE, "weights hold float32; give int8 or an 8-bit float"),
+    (X, narrow(values=NARROW.values[:, :3]), SIZE, "D=4 and D=3 must be equal"),
+    (narrow(values=X.astype(jnp.int8)), NARROW, SIZE, "scales \\[2, 1, 3\\] of 6 rows"),
   ],
 )
 def test_wrong_use_is_one_sentence(x_MD, w_EDF, size_E, told):

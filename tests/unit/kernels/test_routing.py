@@ -228,3 +228,32 @@ def test_the_gradient_on_a_tpu_has_no_array_longer_than_the_logits():
 def shapes(case):
   S = jax.ShapeDtypeStruct
   return S((8192, case.E), jnp.float32), S((case.E,), jnp.float32), S((8192,), jnp.bool_)
+
+
+SCORES = jnp.ones((4, 3))
+
+
+@pytest.mark.parametrize(
+  "call, told",
+  [
+    (lambda: op.top_k(SCORES[0], 1), r"top_k got score_NE as float32\[3\]; give a floating array"),
+    (lambda: op.top_k(SCORES.astype(int), 1), r"as int32\[4, 3\]; give a floating array of 2 axes"),
+    (lambda: op.top_k(SCORES, 4), r"k=4 of 3 experts cannot be chosen; use a k within 1\.\.3"),
+    (lambda: op.sort(SCORES[0], 3), r"sort got expert_M as float32\[3\]; give an integer array"),
+    (lambda: op.sort(jnp.zeros((4, 2), int), 3), r"as int32\[4, 2\]; give an integer array of 1"),
+    (lambda: op.sort(jnp.zeros(4, int), 0), "sort by 0 experts; give as many as there are"),
+    (lambda: op.route(SCORES[0], op.Rule(1)), r"route got logit_NE as float32\[3\]"),
+    (lambda: op.route(SCORES, op.Rule(1), valid_N=jnp.ones(3)), r"valid_N has the shape \(3,\)"),
+  ],
+)
+def test_wrong_use_is_one_sentence(call, told):
+  with pytest.raises(ValueError, match=told):
+    call()
+
+
+def test_beyond_the_limits_of_a_kernel_the_next_one_serves_and_a_name_says_why():
+  score_NE = jnp.asarray(np.random.default_rng(0).normal(size=(4, 20)), jnp.float32)
+  np.testing.assert_array_equal(op.top_k(score_NE, 17), jax.lax.top_k(score_NE, 17)[1])
+  for name in ("tpu", "triton"):
+    with pytest.raises(ValueError, match="17 choices of 20 experts.*choose another implementation"):
+      op.route(score_NE, op.Rule(17), implementation=name)
