@@ -25,15 +25,17 @@ HOPPER = ("NVIDIA H", "NVIDIA GH")  # H100, H200, GH200, ...
 WIDE = (jnp.bfloat16, jnp.float16)
 
 
-def kernel(body, c: Config, operands, products, outs, name: str, turned: bool = False):
+def kernel(body, c: Config, operands, products, outs, name: str, turned=False, beside=0):
   """The launch of body(block, *arrays, *outs): a block on each multiprocessor.
 
   `operands` are copied slice by slice; of each of the `products`, pairs of them, a tile is summed.
   `outs` are shapes and dtypes, of which the first dtype is the one that is written through;
-  `turned` says that columns of a tile are rows of the out.
+  `turned` says that columns of a tile are rows of the out. `beside` are how many arrays like it a
+  tile of sums needs to be finished; see Block.fetch.
   """
   dtype = jnp.dtype(outs[0].dtype)
-  slots = c.slots(sum(o.bytes(c) for o in operands), c.written(turned))
+  kept = beside * c.rows * c.cols * dtype.itemsize
+  slots = c.slots(kept + sum(o.bytes(c) for o in operands), c.written(turned))
   rows, columns = c.written(turned) // MULTIPLIERS // WRITTEN, WRITTEN // dtype.itemsize
   written = (MULTIPLIERS, slots, rows, columns)
   scratch = {
@@ -42,6 +44,10 @@ def kernel(body, c: Config, operands, products, outs, name: str, turned: bool = 
     "full": plgpu.Barrier(num_arrivals=len(operands), num_barriers=c.stages),
     "empty": plgpu.Barrier(num_arrivals=MULTIPLIERS, num_barriers=c.stages),
   }
+  if beside:
+    shape = (MULTIPLIERS, beside, *c.half())
+    scratch["beside"] = plgpu.SMEM(shape, dtype, transforms=swizzled(8, c.half()[1], dtype))
+    scratch["come"] = plgpu.Barrier(num_arrivals=beside, num_barriers=MULTIPLIERS)
 
   def whole(*arrays, **scratch):
     body(Block(c, tuple(operands), tuple(products), **scratch), *arrays)
@@ -69,6 +75,8 @@ class Block:
   written: typing.Any
   full: typing.Any
   empty: typing.Any
+  beside: typing.Any = None
+  come: typing.Any = None
 
   def run(self, number, length, copy, tile) -> None:
     """Tiles i, of `number`, this multiprocessor's.
@@ -159,6 +167,20 @@ class Block:
       self._release(done - 1)
 
     return sums, seen, done
+
+  def fetch(self, tile, arrays) -> None:
+    """Starts to copy what each of the arrays has where this half of a tile will be written."""
+    me, (row, col), (rows, cols) = lax.axis_index("wg"), self.half(), self.config.half()
+    _, first, _, start = tile
+    own = pl.ds(first + row, rows), pl.ds(start + col, cols)
+    for n, array in enumerate(arrays):
+      plgpu.copy_gmem_to_smem(array.at[own], self.beside.at[me, n], self.come.at[me])
+
+  def fetched(self):
+    """read(n, start, size): so many columns of array n, in float32."""
+    me = lax.axis_index("wg")
+    plgpu.barrier_wait(self.come.at[me])
+    return lambda n, start, size: self.beside[me, n, :, pl.ds(start, size)].astype(jnp.float32)
 
   def write(self, values, outs, left, row, col) -> None:
     """This half of a tile, of which the first `left` rows belong to it, into outs at (row, col).
