@@ -108,7 +108,7 @@ def arguments(case, dtype, rows, scales, turned=True):
     (cases.Case(64, 128, 128, 2), "int8", "bfloat16", 1, False, "quantise them with turned=True"),
     (cases.Case(64, 128, 128, 2), "int8", "float32", 1, True, "bfloat16 or float16 only"),
     (cases.Case(64, 192, 128, 2), "int8", "narrow", 1, True, "192 inputs are no multiple of 128"),
-    (cases.Case(64, 256, 128, 2), "int8", "narrow", 4, True, "64 inputs of a scale are no multipl"),
+    (cases.Case(64, 256, 128, 2), "int8", "narrow", 4, True, "64 inputs of a scale are no"),
     (
       cases.Case(64, 128, 192, 2),
       "int8",
