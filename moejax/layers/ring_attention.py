@@ -65,7 +65,7 @@ def attend(q_BTHA, k_BTJA, v_BTJA, segment_BT, anchor_BT, window: int | None, an
   """What attention/gqa.py computes, on the mesh in context; see fits()."""
   mesh = jax.sharding.get_abstract_mesh()
   (B, T, _, A), J = q_BTHA.shape, k_BTJA.shape[2]
-  rows = tuple(a for a in axes.tokens() if a in mesh.shape and a != AXIS)
+  rows = tuple(a for a in axes.TOKENS if a in mesh.shape and a != AXIS)
   rows = rows if B % math.prod(mesh.shape[a] for a in rows) == 0 else ()
   heads = axes.spec("k_J", (J,), axes.roles()["attention"], mesh)[0]
   by_head, by_token = P(rows, AXIS, heads), P(rows, AXIS)

@@ -32,7 +32,7 @@ def cross_entropy_sum(
   if not target.is_cut():
     return _all(x_ND, head_VD, target_N, weight_N, chunk_bytes)
   mesh = jax.sharding.get_abstract_mesh()
-  by_token = axes.spec("x_N", target_N.shape, {"N": axes.tokens()}, mesh)
+  by_token = axes.spec("x_N", target_N.shape, {"N": axes.TOKENS}, mesh)
   cut = axes.spec("head_VD", head_VD.shape, axes.roles()["attention"], mesh)
   over_V, over_D = (on or () for on in cut)
 
