@@ -1,9 +1,11 @@
 """How many chunks a dispatch should have: measured costs, a model of three resources, and a search.
 
 Paper:  Pan et al. 2025 (FSMoE), arXiv:2501.10714: linear costs fitted while a run goes on, and
-        numbers of chunks chosen apart for the forward and the backward pass.
-Differs from the paper: chunks are tried one by one instead of by a continuous solver; the reduction
-        of other gradients is not laid into the gaps.
+        numbers of chunks chosen apart for the forward and the backward pass, and the sum over
+        devices of other gradients cut in pieces that fill the gaps of the links.
+Differs from the paper: chunks are tried one by one instead of by a continuous solver; pieces go
+        into gaps as they come, and what is left is summed at the end instead of where a search by
+        evolution puts it.
 
 A chunk passes five tasks: all-to-all between nodes, all-gather inside a node, expert,
 reduce-scatter inside, all-to-all back. Links between nodes, links inside them and the arithmetic
@@ -74,6 +76,24 @@ def simulate(chunks: int, a: float, g: float, e: float, s: float) -> float:
   >>> simulate(1, 1, 2, 3, 4), simulate(2, 1, 0, 10, 0)
   (11, 22)
   """
+  return _ways_back(chunks, a, g, e, s)[-1][1]
+
+
+def gaps(chunks: int, a: float, g: float, e: float, s: float) -> list[float]:
+  """Seconds of each pause of the links between nodes while the chunks pass.
+
+  >>> gaps(1, 1, 2, 3, 4), gaps(2, 1, 0, 10, 0), gaps(4, 1, 0, 0, 0)
+  ([9], [9, 9], [])
+  """
+  end, out = chunks * a, []
+  for start, done in _ways_back(chunks, a, g, e, s):
+    out += [start - end] if start > end else []
+    end = done
+  return out
+
+
+def _ways_back(chunks, a, g, e, s) -> list[tuple[float, float]]:
+  """(start, end) of the way back of each chunk."""
   gathers = scatters = 0
   inner = computed = 0.0
   done, ready = [], []  # ends of experts, of reduce-scatters
@@ -91,10 +111,12 @@ def simulate(chunks: int, a: float, g: float, e: float, s: float) -> float:
     else:
       inner, scatters = start + s, scatters + 1
       ready.append(inner)
-  back = chunks * a
+  back, ways = chunks * a, []
   for end in ready:
-    back = max(back, end) + a
-  return back
+    start = max(back, end)
+    back = start + a
+    ways.append((start, back))
+  return ways
 
 
 def bound(chunks: int, a: float, g: float, e: float, s: float) -> float:
@@ -117,6 +139,25 @@ def best(costs: Costs, sizes: Sizes, most: int = MOST) -> int:
 def both(costs: Costs, sizes: Sizes, most: int = MOST) -> tuple[int, int]:
   """Chunks of the forward and of the backward pass, in which experts have twice the work."""
   return best(costs, sizes, most), best(costs, sizes._replace(expert=2 * sizes.expert), most)
+
+
+def partition(gradients, pauses, cost: Cost) -> tuple[list[float], float]:
+  """(bytes that go into the pauses of each layer, bytes that are left for the end).
+
+  Both lists are in the order of the backward pass: bytes of other gradients that are there before
+  a layer, and its gaps(). A piece in a pause costs what a call of its own does; a pause too short
+  for any takes none. To fill each as soon as bytes are there leaves the fewest for the end.
+
+  >>> partition([0.0, 6.0, 6.0], [[9.0], [3.0, 1.0], [5.0]], Cost(1.0, 1.0))
+  ([0.0, 2.0, 4.0], 6.0)
+  """
+  waiting, taken = 0.0, []
+  for come, layer in zip(gradients, pauses, strict=True):
+    waiting += come
+    room = sum(max(0.0, (pause - cost.alpha) / cost.beta) for pause in layer)
+    taken.append(min(waiting, room))
+    waiting -= taken[-1]
+  return taken, waiting
 
 
 class Search:

@@ -1,5 +1,7 @@
 """Chunks of a dispatch: the simulator against its bound, a hand-made case and brute force."""
 
+import itertools
+
 import eight
 import numpy as np
 import pytest
@@ -22,6 +24,30 @@ def test_three_chunks_by_hand():
   """a=1, g=1, e=2, s=1. Ways there end at 1, 2, 3; gathers at 2, 3, 4; experts at 4, 6, 8;
   reduce-scatters at 5, 7, 9; ways back at 6, 8, 10."""
   assert pipeline.simulate(3, 1, 1, 2, 1) == 10
+
+
+def test_links_are_busy_or_pause_until_the_end():
+  """Pauses and exchanges add up to the end; in three chunks by hand the links pause 3 to 5, 6 to 7
+  and 8 to 9."""
+  draw = np.random.default_rng(1)
+  for _ in range(500):
+    chunks, times = int(draw.integers(1, 17)), draw.exponential(size=4)
+    busy, paused = 2 * chunks * times[0], sum(pipeline.gaps(chunks, *times))
+    assert busy + paused == pytest.approx(pipeline.simulate(chunks, *times))
+  assert pipeline.gaps(3, 1, 1, 2, 1) == [2, 1, 1]
+
+
+def test_no_other_partition_of_gradients_hides_more():
+  """Against all ways to lay whole bytes into pauses, none before it is there."""
+  draw, cost = np.random.default_rng(2), Cost(1.0, 1.0)
+  for _ in range(60):
+    come = draw.integers(0, 5, 3).tolist()
+    pauses = [draw.integers(0, 5, draw.integers(0, 3)).tolist() for _ in range(3)]
+    room = [sum(max(0, pause - 1) for pause in layer) for layer in pauses]
+    ways = itertools.product(*(range(n + 1) for n in room))
+    legal = [w for w in ways if all(sum(w[: i + 1]) <= sum(come[: i + 1]) for i in range(3))]
+    taken, left = pipeline.partition(come, pauses, cost)
+    assert sum(taken) == max(map(sum, legal)) and left == sum(come) - sum(taken)
 
 
 def test_the_choice_is_the_best_of_all_and_follows_the_load():
