@@ -9,6 +9,12 @@ Expect: a cache that counts uses hits more often than one that goes by age, and 
 from configs.base import decoder, merge
 
 ARMS = {"balanced": dict(weight=0.01), "free": None}
+PAPERS = {
+  "balanced": (
+    "Ring of sections in host memory (moejax/layers/sections.py) and a cache of hot experts.",
+    "Shen et al. 2022 (SE-MoE), arXiv:2205.10034",
+  ),
+}
 
 
 def get_config(arm="balanced"):

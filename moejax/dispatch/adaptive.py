@@ -12,6 +12,7 @@ Cost:   experts lie over `expert`, their hidden width over the n devices of `ten
         gathered. r = 0: it gathers all weights and sends nothing.
 Differs from the paper: with r < n a slot goes to the r devices of its own place among n / r
         neighbours, instead of being spread over all: as many bytes, fewer and larger messages.
+Study:  configs/studies/adaptive.py
 """
 
 import dataclasses

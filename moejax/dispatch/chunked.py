@@ -8,6 +8,7 @@ Cost:   that of its transport, in smaller messages. Of a transport of slots (one
         layer once more. Another transport is cut by tokens, and where the numbers differ its
         forward pass is run again in the backward pass. Chunks of tokens change no bit of the
         result, chunks of slots neither; gradients of weights are added up chunk by chunk.
+Study:  configs/studies/chunked.py
 
 Nothing here orders the chunks: a compiler that overlaps communication finds the order, and
 perf/pipeline.py says which numbers of chunks pay.

@@ -7,6 +7,7 @@ Cost:   between nodes one row per token and node that it needs, there and, alrea
         experts of the node, back; inside nodes one row per used choice. Gates and ids travel along,
         eight bytes a choice. The row of a token waits for its node's sum: less crosses, more steps.
         Room as for `ragged`, in both steps: `room` times what an even choice of experts would need.
+Study:  configs/studies/dedup.py
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ Plan:   any in which tokens or experts choose; nothing is dropped.
 Cost:   the weights of `hot` experts to every device that shares the experts, and their gradients
         back: 2 * hot * 3 * D * F numbers, in one sum each. Tokens of the other experts travel as in
         `all_gather`, so that a device whose experts are in demand has no more to do than others.
+Study:  configs/studies/fssdp.py
 
 The hot experts of a step are those with the most rows in it, which the devices find together after
 the router has chosen; Hecate predicts them from earlier steps, to hide their transfer behind other

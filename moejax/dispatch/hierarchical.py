@@ -5,6 +5,7 @@ Paper:  Hwang et al. 2022 (Tutel), arXiv:2206.03382, the two-dimensional hierarc
 Plan:   as `all_to_all`, whose bits it gives.
 Cost:   as `all_to_all` between nodes, and E * C rows more inside them; a device sends nodes - 1
         messages between nodes instead of owners - owners per node, each `inner` times as long.
+Study:  configs/studies/dedup.py
 """
 
 import dataclasses

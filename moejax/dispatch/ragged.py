@@ -7,6 +7,7 @@ Cost:   one row per used choice, sent twice when its expert is elsewhere, and a 
         device has room for `room` times the mean number of rows, or for the smallest of several
         such rooms that is enough. If more come anywhere, that step runs a program with room for
         all rows of all devices; `spilled` counts it. `python -m moejax room` finds rooms in traces.
+Study:  configs/studies/dedup.py
 """
 
 import dataclasses
