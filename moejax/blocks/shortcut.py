@@ -11,11 +11,12 @@ a = a + mlp_0(h); a = a + attention_1(norm(a)); a = a + mlp_1(norm(a)); out = a 
 Nothing between the choice and the sum waits for m, so that a dispatch over devices can overlap with
 the dense work. Without m it is two serial blocks with dense FFNs.
 
-A compiler that is free to choose puts all of it under the way back. With `overlap`, the experts
-wait for mlp_0, which then lies under the way there, and the second attention and mlp_1 under the
-way back: the single-batch overlap of LongCat-Flash. No number changes. It needs a dispatch that
-sends (moejax/dispatch), and collectives that run beside computation (on TPU the compiler option
-xla_tpu_enable_async_all_to_all).
+With `overlap`, the experts wait for mlp_0, so that a compiler which would leave all dense work to
+the way back must put some under the way there: the single-batch overlap of LongCat-Flash. No number
+changes. It needs a dispatch that sends (moejax/dispatch), and collectives that run beside
+computation (on TPU the compiler option xla_tpu_enable_async_all_to_all). The compiler of v5p
+arranges both exchanges over dense matmuls without being told, and alike with `overlap`
+(configs/studies/overlap.py).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Shortcut blocks whose experts wait for dense work: the same numbers."""
+"""Shortcut blocks whose experts wait for dense work: the same numbers, and what a TPU overlaps."""
 
 import drawn
 import eight
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from close import assert_close
 
+from experiments.studies import overlap as study
 from moejax.core import config
 from moejax.models import decoder
+from pallas_kernels import aot
 
 
 def model(overlap, D=8, F=8, vocab=11):
@@ -41,3 +43,16 @@ def test_waiting_changes_no_number():
     results = [graded(m)(variables["params"], variables, token_BT) for m in (free, model(True))]
   jax.tree.map(np.testing.assert_array_equal, *results)
   assert_close(results[1], alone)
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(aot.missing() is not None, reason=str(aot.missing()))
+@pytest.mark.parametrize("blocks", ["serial", "free", "overlap"])
+def test_dense_matmuls_lie_under_both_exchanges_of_a_shortcut_and_of_no_serial_block(blocks):
+  there, back = study.scheduled(blocks)
+  if blocks == "serial":
+    assert (there.under, back.under) == ((), ())
+    return
+  assert there.asynchronous and back.asynchronous
+  for one in (there, back):
+    assert one.under and all("/attention_1" in name or "/mlp_" in name for name in one.under)
