@@ -4,6 +4,10 @@ import pytest
 
 from moejax.lab import audit, audit_grid, audit_report
 
+UNTAUGHT = {  # the second router of `stable` learns by a balance loss that these cells leave out
+  "stable/table_VR",
+  "layers_001_004/0/ffn/router/light_RE",
+}
 CELLS = {audit_grid.title(cell): cell for cell in audit_grid.grid()}
 
 
@@ -26,7 +30,8 @@ def test_a_step_on_a_mesh_is_that_of_one_device(name, batch, oracles):
     pytest.skip(row.refused)
   assert not row.misses
   assert row.choices or "router" in CELLS[name], "nothing was forced, and much may have flipped"
-  assert len(row.gradients) > 20 and all(leaf.size > 0 for leaf in row.gradients)
+  still = {leaf.name for leaf in row.gradients if leaf.size == 0}
+  assert len(row.gradients) > 20 and still <= UNTAUGHT
 
 
 def test_stages_meet_every_other_axis_under_both_schedules():
