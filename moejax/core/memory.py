@@ -35,14 +35,6 @@ def back(leaf: jax.Array, old: jax.Array) -> jax.Array:
   return jax.device_put(leaf, jax.memory.Space.Host) if is_away(old) else leaf
 
 
-def fetched(params: dict, dtype) -> dict:
-  """What a layer computes with: weights that are away come to the device, and get its dtype.
-
-  Under rematerialisation they come once more for the backward pass, and are not kept.
-  """
-  return {name: near(w).astype(dtype) if is_away(w) else w for name, w in params.items()}
-
-
 def layer(tree, i):
   """Layer i of stacked leaves, on the device; numbers as they are.
 
