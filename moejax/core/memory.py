@@ -82,4 +82,4 @@ def squares(fn, first, *rest) -> jax.Array:
     add = lambda i, total: total + of(*layer((leaf, *others), i))
     return jax.lax.fori_loop(0, len(leaf), add, jnp.float32(0))
 
-  return sum(jax.tree.leaves(jax.tree.map(one, first, *rest)), jnp.float32(0))
+  return jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(one, first, *rest))))

@@ -5,6 +5,7 @@ State:  count, and the moments mu and nu as trees like the params, without the f
 """
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
   def init(params):
     return adam.init(wide(groups.learning(params, setting)))
 
-  def given(updates, state, params):
+  def given(updates, state: typing.Any, params):
     """What an update reads besides parameters and moments: the parts that learn."""
     part = groups.learning(params, setting)
     of = lambda fn: jax.tree.map(fn, part, groups.learning(setting, setting))
@@ -64,19 +65,19 @@ def make(cfg: Config, lr, params, moments="float32", trainable=None, steps=None)
     decays = of(lambda _, rule: rule.weight_decay)
     return part, scale, (grads, rates, decays, learns)
 
-  def moves(part, state, scale, grads, rates, decays, learns):
+  def moves(part, state: typing.Any, scale, grads, rates, decays, learns):
     """What is to be added to a part, and its state."""
     clipped = jax.tree.map(lambda g: g * scale, wide(jax.tree.map(_masked, grads, learns)))
     step, state = adam.update(clipped, state)
     move = lambda u, p, rate, decay, learns: _masked(-rate * (u + decay * p), learns)
     return jax.tree.map(move, step, part, rates, decays, learns), state
 
-  def update(updates, state, params=None):
+  def update(updates, state: typing.Any, params=None):
     part, scale, rest = given(updates, state, params)
     new, state = moves(part, state, scale, *rest)
     return groups.fill(new, params, jnp.zeros_like), state
 
-  def apply(updates, state, params, good):
+  def apply(updates, state: typing.Any, params: typing.Any, good):
     part, scale, rest = given(updates, state, params)
     own = {name: (part[name], state.mu[name], state.nu[name]) for name in part}
     rest = {name: tuple(tree[name] for tree in rest) for name in part}
