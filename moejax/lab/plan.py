@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moejax.core import config, flags, memory
 from moejax.core.plugin import Failed, Wrong
+from moejax.layers import pipeline
 from moejax.perf import compiled, flops, hardware, hlo, links, machines
 from moejax.train import mesh as meshes
 from moejax.train import phase
@@ -28,8 +29,8 @@ SMALL = 2**20  # bytes of a collective that the table leaves to the last line
 def make(words: list[str], topology: str, mesh: str = "") -> dict:
   """The plan of a config, given as the words of a command line, on a topology.
 
-  A config that says nothing of data gets sequences of 4096, and one of them for each part that the
-  mesh cuts tokens into.
+  A config that says nothing of data gets sequences of 4096, and the smallest micro-batch that the
+  mesh takes.
   """
   machine = machines.find(topology)
   section = flags.parse(words)
@@ -37,7 +38,7 @@ def make(words: list[str], topology: str, mesh: str = "") -> dict:
   there = machines.mesh(machine, sizes)
   section.setdefault("data", {}).setdefault("seq_len", SEQ)
   train = section.setdefault("train", {})
-  train.setdefault("batch_size", meshes.rows(there) * train.get("accumulate", 1))
+  train.setdefault("batch_size", smallest(section, there) * train.get("accumulate", 1))
   with jax.set_mesh(there):
     cfg = config.resolve(section)
     if cfg.model.vocab is None:
@@ -48,6 +49,18 @@ def make(words: list[str], topology: str, mesh: str = "") -> dict:
   found["params"] = flops.params(cfg.model, cfg.data.seq_len)
   how = {"topology": topology, "mesh": ",".join(f"{a}:{n}" for a, n in sizes.items())}
   return {"words": words, **how, **found}
+
+
+def smallest(section: dict, mesh) -> int:
+  """Rows of the smallest micro-batch: one for each part of the rows of each that stages share.
+
+  >>> smallest({"model": {}}, jax.sharding.AbstractMesh((4, 2), ("data", "stage")))
+  8
+  """
+  stages = mesh.shape.get(pipeline.AXIS, 1)
+  shared = section.get("model", {}).get("pipeline", {}).get("microbatches") or stages
+  # micro-batches of a pipeline are cut in rows by all axes of tokens
+  return meshes.rows(mesh) * (1 if stages == 1 else shared * mesh.shape.get("context", 1))
 
 
 def of(cfg, machine: machines.Machine, mesh) -> dict:
@@ -75,6 +88,8 @@ def of(cfg, machine: machines.Machine, mesh) -> dict:
   needed = flops.train(cfg.model, cfg.data.seq_len) * tokens / devices
   collectives = hlo.collectives(program.text)
   peak = hardware.data_sheet(machine.devices[0].device_kind, "bfloat16") or math.inf
+  stages = mesh.shape.get(pipeline.AXIS, 1)
+  order = pipeline.schedule(cfg.model.pipeline, stages)
   return {
     "devices": devices,
     "tokens": tokens,
@@ -90,6 +105,7 @@ def of(cfg, machine: machines.Machine, mesh) -> dict:
       "processor": program.processor,
     },
     "compiler": compiler(machine.platform),
+    **({"pipeline": {**order._asdict(), "bubble": order.bubble}} if stages > 1 else {}),
   }
 
 
@@ -180,6 +196,13 @@ def table(plan: dict) -> str:
     "",
     f"{'collective':<20} {'axes':<24} {'dtype':<10} {'times':>7} {'GiB':>9}  most of it",
   ]  # fmt: skip
+  if "pipeline" in plan:
+    about = plan["pipeline"]
+    lines.insert(
+      1,
+      f"pipeline of {about['stages']} stages, {about['microbatches']} micro-batches, rounds:"
+      f" {about['rounds']}; a stage is idle for {about['bubble']:.0%} of its ticks",
+    )
   worked = f" ({seconds['processor']:.0f} s of all cores)" if "processor" in seconds else ""
   large = [row for row in plan["collectives"] if row["bytes"] >= SMALL]
   for row in large:

@@ -52,6 +52,21 @@ def test_bytes_of_a_plan_are_those_of_the_arrays_of_a_run(cpu, made):
   assert 0 < size["kept"] < size["temporary"]
 
 
+def test_of_stages_it_says_how_long_they_wait_and_what_each_tick_sends():
+  sizes = {"data": 2, "stage": 2, "expert": 2}
+  machine = machines.Machine("cpu", "cpu", machines.CHIPS["h200"], jax.devices(), 4)
+  mesh, section = machines.mesh(machine, sizes), flags.parse(WORDS)
+  section.setdefault("train", {})["batch_size"] = rows = plan.smallest(section, mesh)
+  with jax.set_mesh(mesh):
+    cfg = config.resolve(section)
+    found = plan.of(cfg, machine, mesh)
+  assert rows == 8 and found["pipeline"]["bubble"] == pytest.approx(1 / 3)
+  ticks, part = 3, rows // 2 // 4 * 16 * cfg.model.width * 4  # rows of a micro-batch on a device
+  sent = [row for row in found["collectives"] if row["kind"] == "collective-permute"]
+  sent = [row for row in sent if row["axes"] == "stage" and row["dtype"] == "f32"]
+  assert [(row["times"], row["bytes"]) for row in sent] == [(2 * ticks, 2 * ticks * part)]
+
+
 def test_it_says_what_moves_over_which_axes(made):
   """Experts are gathered by this dispatch: every MoE layer, forward and backward."""
   rows = {(row["kind"], row["axes"]): row for row in made["collectives"]}
