@@ -65,7 +65,7 @@ def close(table: Table, column: str, arms, margin: float) -> str:
   return (
     f"{word}: best {best} {of[best].mean():.4f}, worst {worst} {of[worst].mean():.4f}; gap"
     f" {100 * gap_S.mean():.2f} % ({100 * gap_S.min():.2f} to {100 * gap_S.max():.2f} over"
-    f" {len(gap_S)} seeds), margin {100 * margin:.0f} %"
+    f" {len(gap_S)} seeds), margin {100 * margin:g} %"
   )
 
 
@@ -81,7 +81,7 @@ def within(table: Table, column: str, arm: str, of: str, margin: float) -> str:
   word = "holds" if excess <= margin else "fails" if excess - spread > margin else "unclear"
   return (
     f"{word}: {column} {arm} {100 * excess:+.2f} % of {of} {b.mean():.4f}, spread"
-    f" {100 * spread:.2f} %, margin {100 * margin:.0f} %"
+    f" {100 * spread:.2f} %, margin {100 * margin:g} %"
   )
 
 
