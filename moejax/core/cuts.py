@@ -98,10 +98,11 @@ def run(name: str, local, plan, x_ND, experts, spread=False) -> tuple[jax.Array,
   mesh = jax.sharding.get_abstract_mesh()
   present = lambda names: tuple(a for a in names if a in mesh.shape)
   many = lambda names: math.prod(mesh.shape[a] for a in names)
-  owning, slicing = (present(axes.roles()["experts"][letter]) for letter in "EF")
+  owning, slicing, more = (present(axes.roles()["experts"][letter]) for letter in "EFN")
   shared = () if spread else slicing
   tokens = tuple(a for a in present(axes.TOKENS) if a not in shared)
   tokens += tuple(a for a in owning + (slicing if spread else ()) if a not in tokens)
+  tokens += tuple(a for a in more if a not in tokens)
   cut = Cut(tokens, owning, many(tokens), many(owning), many(owning))
   if spread:
     cut = cut._replace(slicing=slicing, slices=many(slicing))

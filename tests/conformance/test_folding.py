@@ -25,6 +25,8 @@ FOLDS = [  # (roles.experts, the axes of the mesh, dispatch)
   ("E:data+context+tensor,F:", MESH, "all_to_all"),
   ("E:context,F:tensor", MESH, "ragged"),
   ("E:data,F:context+tensor", MESH, "all_to_all"),  # width over an axis of tokens
+  ("E:data,F:,N:tensor", MESH, "all_to_all"),  # devices with the same tokens send a share each
+  mesh_test("E:data,F:,N:tensor", MESH, "ragged"),
   mesh_test("E:tensor,F:", MESH, "all_gather"),
   mesh_test("E:tensor+data,F:context", MESH, "ragged"),
   mesh_test("E:context+tensor,F:data", MESH, "all_to_all"),
