@@ -35,7 +35,10 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 2 }
 device_description_str: "NVIDIA H200"
 """
+# as a user compiles, whatever this process does with its own programs
+FULL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 LAUNCH = r"(\S+) grid: \S+ \S+ \S+ threads: \[(\d+), (\d+), (\d+)\]\s+shared_memory: (\d+) bytes"
+MOSAIC = r'"mosaic_gpu_v2".*?kernel_hash = "((?:[^"\\]|\\.)*)"'
 
 
 class Kernel(typing.NamedTuple):
@@ -90,7 +93,7 @@ def compiled(function, *args, **options):
   with jax.sharding.use_abstract_mesh(mesh().abstract_mesh):
     traced = jax.jit(function).trace(*jax.tree.map(put, args))
   with _uncached():
-    return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=options)
+    return traced.lower(lowering_platforms=("cuda",)).compile(compiler_options=FULL | options)
 
 
 @contextlib.contextmanager
@@ -106,15 +109,25 @@ def _uncached():
 
 
 def kernels(function, *args) -> list[Kernel]:
-  """Those of `function` for one H200, as it would launch them."""
+  """Those of `function` for one H200, as it would launch them.
+
+  Mosaic GPU compiles a kernel once in a process and tells of it then; a later call with the same
+  one raises a RuntimeError.
+  """
   with tempfile.TemporaryDirectory() as folder:
     with _environment(MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTX="1"):
-      compiled(function, *args, xla_dump_to=folder)
+      program = compiled(function, *args, xla_dump_to=folder)
     dumps = {path: path.read_text() for path in pathlib.Path(folder).glob("*")}
     assembled = {}
     for path, text in dumps.items():
       if path.suffix == ".ptx" and ".entry" in text:
         assembled |= _assembled(path, text)
+  told = sum(name.endswith(".mlir-passes.log") for name in map(str, dumps))
+  if told < (launched := len(set(re.findall(MOSAIC, program.as_text())))):
+    raise RuntimeError(
+      f"{launched - told} of {launched} Mosaic GPU kernels were compiled in this process before; "
+      "ask for them first, or at another number of rows."
+    )
   found = []
   for path, text in dumps.items():
     if path.name.endswith(".thunk_sequence.txt"):

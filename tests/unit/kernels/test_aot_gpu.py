@@ -12,6 +12,7 @@ from pallas_kernels.grouped_matmul import cases, mosaic_gpu, quantised, triton
 
 pytestmark = pytest.mark.aot
 PARTS = ("forward", "d_lhs", "d_rhs")
+UNIQUE = 16392  # tokens of no other test; Mosaic GPU tells of a kernel when it is new to a process
 IMPLEMENTATIONS = {"triton": triton, "mosaic_gpu": mosaic_gpu}
 
 
@@ -44,10 +45,18 @@ def test_every_pass_compiles_at_the_shapes_of_a_model(name, part, model, down):
 @pytest.mark.parametrize("name, part", [(n, p) for n in IMPLEMENTATIONS for p in PARTS])
 def test_kernels_multiply_by_tensor_cores_and_spill_nothing(name, part):
   function = getattr(IMPLEMENTATIONS[name], part)
-  found = aot_gpu.kernels(function, *shapes(part, cases.of_model("qwen3_30b_a3b")))
+  case = cases.of_model("qwen3_30b_a3b", UNIQUE)
+  found = aot_gpu.kernels(function, *shapes(part, case))
   (kernel,) = (k for k in found if k.name.startswith(f"grouped_matmul_{part}"))
   assert kernel.wgmma > 0 and kernel.spilled == 0
   assert kernel.registers * kernel.threads <= 65536 and kernel.shared <= mosaic_gpu.SHARED
+
+
+def test_a_kernel_of_mosaic_that_is_not_told_of_again_is_missed():
+  args = shapes("forward", cases.of_model("qwen3_30b_a3b", 1000))
+  assert len(aot_gpu.kernels(mosaic_gpu.forward, *args)) > 1
+  with pytest.raises(RuntimeError, match="1 of 1 Mosaic GPU kernels were compiled .* before"):
+    aot_gpu.kernels(mosaic_gpu.forward, *args)
 
 
 @pytest.mark.parametrize("rows", ["bfloat16", "narrow"])

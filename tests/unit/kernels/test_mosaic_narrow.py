@@ -168,7 +168,7 @@ def test_it_compiles_at_the_shapes_of_a_model(model, down):
 
 @pytest.mark.aot
 @AOT
-@pytest.mark.parametrize("tokens", [16384, 256])
+@pytest.mark.parametrize("tokens", [16392, 256])  # of no other test, see aot_gpu.kernels
 @pytest.mark.parametrize("scales", [1, 16])
 @pytest.mark.parametrize("rows", ["bfloat16", "float16", "narrow"])
 @pytest.mark.parametrize("dtype", mosaic_gpu_narrow.NARROW)
