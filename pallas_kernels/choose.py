@@ -104,6 +104,9 @@ def _measured(rows: list[dict], part: str, shape: dict, dtype: str) -> list[str]
 def config(op: str, part: str, shape: dict, dtype, name: str, among=None) -> list | None:
   """The settings of an implementation that were fastest at the nearest measured shape, if any.
 
+  Loads that were tuned together have one setting, the best by their total; of loads that were tuned
+  apart the first in the table decides, as times of other settings are not kept.
+
   `among` are those that there are to try at this shape; any other one would be of no use here.
   """
   rows = [row for row in table(op, target.kind()) if name in row.get("config", {})]

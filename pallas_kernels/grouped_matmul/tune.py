@@ -21,8 +21,18 @@ PARTS = ("forward", "d_lhs", "d_rhs")
 
 
 def named(tokens: int) -> dict:
-  """name -> (case, loads): small ones, and the matmul up and the one down of every model."""
-  small = {name: (case, (case.load,)) for name, case in cases.BENCH.items()}
+  """name -> (case, loads): small ones, and the matmul up and the one down of every model.
+
+  Small ones of one shape are one case, so that a setting is chosen for all of their loads.
+
+  >>> named(16)["E32"][1], "E32_zipf" in named(16)
+  (('random', 'zipf', 'one_hot', 'half'), False)
+  """
+  small: dict[str, tuple] = {}
+  for name, case in cases.BENCH.items():
+    first = next((n for n, (c, _) in small.items() if c[:4] == case[:4]), name)
+    same, loads = small.get(first, (case, ()))
+    small[first] = same, (*loads, case.load)
   models = {
     f"{model}{end}": (cases.of_model(model, tokens, bool(end)), ("even", "zipf"))
     for end in ("", ".down")

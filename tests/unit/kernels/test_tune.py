@@ -208,6 +208,15 @@ def test_a_setting_must_be_faster_by_more_than_luck():
   assert row(1.0, 0.9, 0.95)["ms"] == {"xla": 0.9}
 
 
+def test_loads_that_are_tuned_together_have_the_setting_of_their_total():
+  ways = dict.fromkeys([("xla", (8,)), ("xla", (4,))])
+  ms = {"random": (2.0, 1.0), "zipf": (1.0, 3.0)}
+  measured = {load: dict(zip(ways, times, strict=True)) for load, times in ms.items()}
+  found = tune.rows(with_ways(ways), tune.Measured(measured, {}))
+  assert [row["config"] for row in found] == [{"xla": [8]}] * 2
+  assert [row["ms"]["xla"] for row in found] == [2.0, 1.0]
+
+
 def test_packages_that_a_gpu_would_be_compared_with_are_named(monkeypatch):
   monkeypatch.setattr(matmul_tune.target, "platform", lambda: "gpu")
   monkeypatch.setattr(matmul_tune.importlib.util, "find_spec", lambda name: None)
