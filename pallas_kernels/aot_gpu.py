@@ -123,7 +123,7 @@ def kernels(function, *args) -> list[Kernel]:
       if path.suffix == ".ptx" and ".entry" in text:
         assembled |= _assembled(path, text)
   told = sum(name.endswith(".mlir-passes.log") for name in map(str, dumps))
-  if told < (launched := len(set(re.findall(MOSAIC, program.as_text())))):
+  if told < (launched := len(set(re.findall(MOSAIC, program.as_text() or "")))):
     raise RuntimeError(
       f"{launched - told} of {launched} Mosaic GPU kernels were compiled in this process before; "
       "ask for them first, or at another number of rows."
