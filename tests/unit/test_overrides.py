@@ -28,6 +28,7 @@ PLACES = {  # folder -> where its component stands in a config
   "data": "data",
   "train": "train",
   "train/stages": "stages",
+  "train/placement": "train.placement",
   "schedules": "train.schedule",
   "optim": "optim",
   "optim/groups": "optim.rules",
