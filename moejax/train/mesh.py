@@ -94,16 +94,26 @@ def check(cfg, mesh):
       f"mesh: sequences of {T} cannot be cut over context:{parts}, whose devices have two parts"
       f" each; set data.seq_len to a multiple of {2 * parts}, or take another mesh."
     )
-  owning = [a for a in axes.tables(cfg.roles)["experts"]["E"] if a in mesh.shape]
+  owning = owning_axes(cfg, mesh)
   for _, layer in runs.find(cfg.model.layers, moe.Config):
     stored = layer.stored or layer.num_experts
-    if stored % math.prod(mesh.shape[a] for a in owning):
+    if stored % owners(cfg, mesh):
       over = ",".join(f"{a}:{mesh.shape[a]}" for a in owning)
       axis = "expert axis divides" if owning == ["expert"] else "axes of experts divide"
       raise Wrong(
         f"mesh: {stored} experts cannot be cut over {over}; use a mesh whose {axis}"
         " them, or change model.moe.num_experts."
       )
+
+
+def owning_axes(cfg, mesh) -> list[str]:
+  """The axes of the mesh over which a run has its experts."""
+  return [axis for axis in axes.tables(cfg.roles)["experts"]["E"] if axis in mesh.shape]
+
+
+def owners(cfg, mesh) -> int:
+  """How many parts the experts of a run are cut into."""
+  return math.prod(mesh.shape[axis] for axis in owning_axes(cfg, mesh))
 
 
 def _check_roles(roles, mesh, text):

@@ -18,6 +18,7 @@ import numpy as np
 from moejax.core import memory, runs, tree
 from moejax.core.plugin import Wrong
 from moejax.layers import moe
+from moejax.train import mesh as meshes
 from moejax.train import placement, processes
 
 
@@ -34,7 +35,7 @@ def check(cfg, mesh) -> None:
 def owners(cfg, mesh) -> int:
   """The parts into which the slots of experts are cut."""
   asked = None if cfg.train.placement is None else cfg.train.placement.owners
-  return asked or mesh.shape.get("expert", 1)
+  return asked or meshes.owners(cfg, mesh)
 
 
 def started(variables: dict, cfg, model_cfg) -> dict:

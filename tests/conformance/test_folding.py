@@ -10,6 +10,7 @@ from test_dispatch import outcome
 from test_expert_parallel import dense, plan_of
 
 from moejax.core import axes
+from moejax.perf import hlo
 from moejax.train import mesh as meshes
 
 N, D, F, E = 32, 6, 8, 8  # those of test_expert_parallel
@@ -48,3 +49,14 @@ def test_a_folded_layer_is_the_layer(text, mesh, dispatch):
   plan, (x_ND, params), want = plan_of("capacity"), plans.arguments(N, D, F, E), dense("capacity")
   with folded(text, mesh):
     assert_close(outcome(dispatch, plan, x_ND, params), want)
+
+
+def test_devices_with_the_same_tokens_send_a_share_each():
+  plan, (x_ND, params) = plan_of("capacity"), plans.arguments(N, D, F, E)
+
+  def sent(text):
+    with folded(text):
+      compiled, _ = eight.program("all_to_all", None, plan, x_ND, params)
+    return hlo.totals(eight.moved(compiled))["all-to-all"]
+
+  assert sent("E:data,F:") == 2 * sent("E:data,F:,N:tensor")

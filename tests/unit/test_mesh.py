@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moejax.core import axes
+from moejax.core import axes, config, flags
 from moejax.core.plugin import Wrong
 from moejax.optim import adamw
-from moejax.train import mesh
+from moejax.train import mesh, migration
 
 
 def test_an_empty_text_is_all_devices_on_data():
@@ -141,3 +141,12 @@ def test_a_batch_is_cut_by_rows_over_the_token_axes():
   assert got.sharding.spec == P(("fsdp", "expert"))
   assert {shard.data.shape for shard in got.addressable_shards} == {(1, 3)}
   np.testing.assert_array_equal(got, token_BT)
+
+
+def test_owners_are_the_parts_of_all_axes_that_cut_experts():
+  made = mesh.make("data:2,expert:2,tensor:2")
+  words = ["--config=configs/base/decoder.py:tiny"]
+  usual = config.resolve(flags.parse(words))
+  folded = config.resolve(flags.parse([*words, "--config.roles.experts=E:data+expert"]))
+  assert (mesh.owners(usual, made), mesh.owners(folded, made)) == (2, 4)
+  assert migration.owners(folded, made) == 4
