@@ -4,7 +4,7 @@ Forward and backward in float32, all routers in turns, medians. Each has k choic
 a field, its defaults otherwise, and the dispatch `sort` (`einsum` where it mixes tokens). In layer
 and step the choices are forced, the same for all, so that no router is charged for a load that its
 drawn weights make uneven; it chooses all the same, and weighs what is forced. Routers that make
-whole plans (expert_choice, soft) cannot be forced. `step` is three such layers with attention, the
+whole plans (expert_choice, soft) are not forced. `step` is three such layers with attention, the
 loss and AdamW. "of topk" is a time over that of top-k with as many choices. `router MFLOP` is the
 forward pass of a router's own matmuls.
 

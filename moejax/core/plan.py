@@ -181,6 +181,16 @@ class ExpertPlan(flax.struct.PyTreeNode):
     zero_NE = jnp.zeros((N, E), self.gate_EC.dtype)
     return zero_NE.at[token_EC, jnp.arange(E)[:, None]].add(self.gate_EC, mode="drop")
 
+  def taken_NE(self) -> jax.Array:
+    """Whether an expert took a token."""
+    token_EC = jnp.where(self.token_EC < 0, self.num_tokens, self.token_EC)
+    none_NE = jnp.zeros((self.num_tokens, self.num_experts), bool)
+    return none_NE.at[token_EC, jnp.arange(self.num_experts)[:, None]].set(True, mode="drop")
+
+  def taken_NK(self) -> jax.Array:
+    """The same as ids, K = E: every expert in its own place, -1 where it did not take the token."""
+    return jnp.where(self.taken_NE(), jnp.arange(self.num_experts)[None], -1)
+
   def placed(self, slot_ER: jax.Array, stored: int) -> "ExpertPlan":
     """The plan over the experts in memory, for tables that are one to one."""
     C = self.token_EC.shape[1]

@@ -182,7 +182,7 @@ class Oracle:
     return self.found[key]
 
   def _choices(self) -> dict:
-    """{} where no ids can be forced: where experts choose, or a layer has two MoE parts."""
+    """{} where no ids can be forced: where tokens are mixed, or a layer has two MoE parts."""
     places = [name for name, _ in metrics.moe_layers(self.cfg.model)]
     if len(set(places)) < len(places):
       return {}

@@ -226,5 +226,11 @@ def _ids(run, layer: str) -> int:
           f"counterfactual: model.moe.groups is {part.groups} in layer {number}, so tokens of"
           " several sequences compete and none changes alone; it must be None, one per sequence."
         )
+      if isinstance(part, moe.Config) and hasattr(plugin.module(part.router), "choose"):
+        raise Wrong(
+          f"counterfactual: in layer {number} experts choose by {plugin.stem(part.router)!r}, so a"
+          " token cannot change its choice alone; ask of a run whose router is of the kind of"
+          " 'topk'."
+        )
   shapes = {layer: {"expert_NK": np.zeros((0, 0))} for layer in known}
   return tracing.sizes(run.cfg.model, shapes)[layer]["U"]

@@ -202,7 +202,7 @@ def test_soft_looks_at_directions_and_refuses_what_it_cannot():
   with pytest.raises(Wrong, match=r"soft: 0 slots per expert .*tokens per group 12, experts 4"):
     soft.slots(inputs, soft.Config(0.1))
   forced = ctx.replace(forced_NK=jnp.zeros((N, 1), int))
-  with pytest.raises(Wrong, match="soft: ids can be forced only where tokens choose"):
+  with pytest.raises(Wrong, match="soft: mixtures of tokens have no ids to be forced"):
     layer.apply(variables, x_ND, forced)
 
 

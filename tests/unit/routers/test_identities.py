@@ -112,6 +112,57 @@ def test_expert_choice_fills_every_slot_and_refuses_less_than_one():
     decide(expert_choice.Config(0.1), groups=16)
 
 
+def test_what_experts_took_can_be_forced_on_other_logits():
+  """All tokens forced: the same plan with the gates of the new logits, and their gradient."""
+  cfg, other_NE = expert_choice.Config(2.0), LOGIT_NE[::-1]
+  theirs_NE = decide(cfg, groups=4).taken_NE()
+  taken_NK = decide(cfg, groups=4).taken_NK()
+
+  def loss(logit_NE, forced_NK, **gates):
+    plan = decide(cfg, logit_NE=logit_NE, groups=4, forced_NK=forced_NK, **gates)
+    return jnp.sum(jnp.sin(plan.weights_NE())), plan
+
+  def want(logit_NE):
+    return jnp.sum(jnp.sin(jnp.where(theirs_NE, jax.nn.softmax(logit_NE), 0)))
+
+  grads, plan = jax.jit(jax.grad(loss, has_aux=True))(other_NE, taken_NK)
+  np.testing.assert_array_equal(plan.taken_NE(), theirs_NE)
+  assert np.any(decide(cfg, logit_NE=other_NE, groups=4).taken_NE() != theirs_NE)
+  assert_close(grads, jax.grad(want)(other_NE))
+  wide_NK = jnp.pad(taken_NK, ((0, 0), (0, 3)), constant_values=-2)  # another layer has more
+  np.testing.assert_array_equal(loss(other_NE, wide_NK)[1].taken_NE(), theirs_NE)
+  free_NK = jnp.full_like(taken_NK, -2)
+  assert_close(loss(other_NE, free_NK)[1], decide(cfg, logit_NE=other_NE, groups=4))
+
+  gates = {"forced_gate_NK": 7 * jnp.ones((N, E))}
+  np.testing.assert_array_equal(
+    loss(other_NE, taken_NK, **gates)[1].weights_NE(), np.where(theirs_NE, 7.0, 0)
+  )
+
+
+def test_some_forced_tokens_leave_experts_the_other_slots():
+  """Token 5 of 16 for expert 3 alone; token 6 for none; the rest compete as they would."""
+  cfg = expert_choice.Config(2.0)  # 2 * 16 / 8 slots of each expert
+  forced_NK = jnp.full((N, 2), -2).at[5].set(jnp.array([3, -1])).at[6].set(-1)
+  taken_NE = np.asarray(decide(cfg, groups=4, forced_NK=forced_NK).taken_NE())
+  prob_NE = np.asarray(jax.nn.softmax(LOGIT_NE))
+  rank_NE = prob_NE.copy()
+  rank_NE[5:7], rank_NE[5, 3] = -1, 2
+  for g in range(4):
+    rows = slice(16 * g, 16 * g + 16)
+    cut_E = np.sort(rank_NE[rows], axis=0)[-4]
+    np.testing.assert_array_equal(taken_NE[rows], rank_NE[rows] >= cut_E)
+  assert taken_NE[5].tolist() == [e == 3 for e in range(E)] and not taken_NE[6].any()
+
+
+def test_an_expert_takes_no_more_forced_tokens_than_it_has_slots():
+  cfg, all_NK = expert_choice.Config(2.0), jnp.zeros((N, 1), jnp.int32)
+  taken_NE = decide(cfg, groups=4, forced_NK=all_NK).taken_NE()
+  assert taken_NE[:, 0].sum() == 16 and not taken_NE[:, 1:].any()
+  best_NE = decide(cfg, groups=4).taken_NE()
+  np.testing.assert_array_equal(taken_NE[:, 0], best_NE[:, 0])
+
+
 def test_linear_logits_of_virtual_ids_stand_behind_those_of_experts():
   inputs = RouterInputs(x_ND=jnp.ones((2, D)), num_experts=E, virtual=("zero", "identity"))
   variables = jax.jit(topk.Router(topk.Config()).init)(jax.random.key(0), inputs)

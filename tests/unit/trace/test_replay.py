@@ -1,5 +1,6 @@
 """Traces of a checkpoint: recorded, laid over the same and another model, compared."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 
 from moejax import cli
 from moejax.core.plugin import Wrong
-from moejax.lab import scoring, traces
+from moejax.lab import counterfactual, scoring, traces
 from moejax.trace import diff
 from moejax.trace import format as formats
-from moejax.train import restore
+from moejax.train import loop, restore
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,28 @@ def test_a_replay_is_bit_for_bit_the_free_run(trace, run):
   layer = trace.blocks[0].layers["layer_001"]
   np.testing.assert_array_equal(layer["expert_NK"], free["layers"]["layer_001"]["expert_NK"])
   np.testing.assert_array_equal(layer["gate_NK"], free["layers"]["layer_001"]["gate_NK"])
+
+
+def test_a_run_whose_experts_choose_is_recorded_and_replayed(settings, tmp_path):
+  model = {"moe": {"num_experts": 4, "hidden": 8, "router": {"name": "expert_choice"}}}
+  cfg = settings({**model, "allow_noncausal": True}, trace_every=1, steps=1)
+  loop.fit(cfg, tmp_path / "chosen", terminal=False)
+  run, path = restore.load(tmp_path / "chosen"), tmp_path / "chosen.trace"
+  trace = formats.read(traces.record_run(tmp_path / "chosen", path, batches=1, gates="float32"))
+  assert trace.head.layers["layer_001"] == {"K": 4, "U": 4}
+  took_NE = trace.blocks[0].layers["layer_001"]["expert_NK"] >= 0
+  np.testing.assert_array_equal(took_NE.sum(0), took_NE.sum() / 4)
+  for gates in (False, True):
+    found = traces.replay(trace, run, gates=gates)
+    assert found["free"] == found["replayed"]
+  swapped = dataclasses.replace(
+    trace.blocks[0], layers=dict.fromkeys(trace.head.layers, trace.blocks[0].layers["layer_000"])
+  )
+  found = traces.replay(dataclasses.replace(trace, blocks=[swapped]), run)
+  assert found["free"] != found["replayed"]
+  assert found["layers"]["layer_000"]["rate"] == 0 < found["layers"]["layer_001"]["rate"]
+  with pytest.raises(Wrong, match="in layer 0 experts choose by 'expert_choice'"):
+    counterfactual.measure(run, "layer_001")
 
 
 def test_another_checkpoint_is_told_by_its_flips_and_its_loss(trace, traced):
