@@ -29,7 +29,9 @@ def test_a_step_on_a_mesh_is_that_of_one_device(name, batch, oracles):
   if row.refused:
     pytest.skip(row.refused)
   assert not row.misses
-  assert row.choices or CELLS[name].get("router") == "soft", "nothing was forced, and much may have flipped"
+  assert row.choices or CELLS[name].get("router") == "soft", (
+    "nothing was forced, and much may have flipped"
+  )
   still = {leaf.name for leaf in row.gradients if leaf.size == 0}
   assert len(row.gradients) > 20 and still <= UNTAUGHT
 
