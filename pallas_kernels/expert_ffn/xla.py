@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.grouped_matmul.xla import times_transposed
+
 FILL = {"mode": "fill", "fill_value": 0}
 
 
@@ -47,10 +49,11 @@ def _backward(saved, dy_ND):
   x_ND, wg_EDF, wu_EDF, wo_EFD, gate_M, token_M, _, size_E = inputs
   x_ECD, dy_ECD = _take(x_ND, token_M, row_EC), _take(dy_ND, token_M, row_EC)
   gate_EC1 = gate_M.at[row_EC].get(**FILL)[..., None].astype(x_ND.dtype)
-  dh_ECF = _matmul("ECD,EFD->ECF", dy_ECD, wo_EFD)  # of y without its gate
+  back = lambda a_ECI, w_EOI: times_transposed(a_ECI, w_EOI).astype(a_ECI.dtype)
+  dh_ECF = back(dy_ECD, wo_EFD)  # of y without its gate
   h_ECF, dg_ECF, du_ECF = _activation(g_ECF, u_ECF, gate_EC1 * dh_ECF)
   dgate_M = jnp.sum(_wide(dh_ECF * h_ECF), -1).ravel().at[slot_M].get(**FILL)
-  dx_ECD = _matmul("ECF,EDF->ECD", dg_ECF, wg_EDF) + _matmul("ECF,EDF->ECD", du_ECF, wu_EDF)
+  dx_ECD = back(dg_ECF, wg_EDF) + back(du_ECF, wu_EDF)
   dx_ND = _to_tokens(dx_ECD, slot_NK)
   dw = (
     _sums("ECD,ECF->EDF", x_ECD, dg_ECF),

@@ -73,6 +73,23 @@ def test_any_experts_may_be_empty_beside_a_batch():
     assert_close(passes("batch", x_MD, w_EDF, g_MF, size_E), want)
 
 
+def test_few_rows_and_many_go_back_through_transposed_weights_alike():
+  """Up to FEW rows of an expert another operand is packed; in bfloat16 sums stay float32."""
+  a_ECI, w_EOI = (
+    jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    for shape in ((3, xla.FEW + 5, 6), (3, 7, 6))
+  )
+  want_ECO = np.asarray(a_ECI, np.float64) @ np.asarray(w_EOI, np.float64).swapaxes(1, 2)
+  for rows in (1, xla.FEW, xla.FEW + 1, xla.FEW + 5):
+    y_ECO = jax.jit(xla.times_transposed)(a_ECI[:, :rows], w_EOI)
+    np.testing.assert_allclose(y_ECO, want_ECO[:, :rows], rtol=1e-5, atol=1e-5)
+    short = jax.jit(xla.times_transposed)(
+      *(a.astype(jnp.bfloat16) for a in (a_ECI[:, :rows], w_EOI))
+    )
+    assert short.dtype == jnp.float32
+    np.testing.assert_allclose(short, want_ECO[:, :rows], rtol=0.05, atol=0.1)
+
+
 def test_a_batch_is_made_where_it_holds_most_rows():
   for sizes, made in (((8,) * 8, True), ((64, *[0] * 7), False), ((23, *[5] * 7), True)):
     batch = lambda row_EC: jnp.float32(row_EC.shape[1])
