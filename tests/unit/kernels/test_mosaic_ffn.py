@@ -4,12 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import mosaic_interpreter
 import numpy as np
 import pytest
 from test_expert_ffn_gpu import outcome_of
 
-from pallas_kernels import aot_gpu, expert_ffn, target
+from pallas_kernels import aot_gpu, expert_ffn
 from pallas_kernels import mosaic_tiles as tiles
 from pallas_kernels.expert_ffn import cases, gpu_aot, mosaic_gpu, ref
 from pallas_kernels.grouped_matmul.cases import MODELS
@@ -36,10 +35,8 @@ def drawn(case, seed):
   return [a.astype(jnp.bfloat16).astype(np.float64) for a in real], cases.rows(case)
 
 
-@pytest.mark.slow
-def test_it_is_the_definition_forward_and_backward(monkeypatch):
+def test_it_is_the_definition_forward_and_backward(hopper, monkeypatch):
   """Experts without rows, with few and with more than a tile; rows of no expert, which are NaN."""
-  monkeypatch.setattr(target, "cores", lambda: 2)
   monkeypatch.setattr(mosaic_gpu, "NARROW", 0)
   size = {"N": 85, "K": 2, "E": 3, "D": 128, "F": 256}
   spread = cases.Case(lambda n: (n % 3, np.where(n % 4 == 0, -1, 2)), **size)
@@ -52,7 +49,7 @@ def test_it_is_the_definition_forward_and_backward(monkeypatch):
     given = [jnp.asarray(a, jnp.bfloat16) for a in real[:4]]
     given.append(jnp.asarray(real[4], jnp.float32).at[used:].set(jnp.nan))
     index = [jnp.asarray(np.where(np.arange(len(token_M)) < used, token_M, 0)), row_NK, size_E]
-    with mosaic_interpreter.on_cpu():
+    with hopper():
       got = got_of(given, [*map(jnp.asarray, index)])
     with jax.enable_x64(True):
       want = jax.tree.map(np.asarray, want_of([*map(jnp.asarray, real)], [token_M, row_NK, size_E]))

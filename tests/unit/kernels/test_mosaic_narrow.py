@@ -4,11 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import mosaic_interpreter
 import numpy as np
 import pytest
 
-from pallas_kernels import aot_gpu, target
+from pallas_kernels import aot_gpu
 from pallas_kernels import grouped_matmul as op
 from pallas_kernels import mosaic_tiles as tiles
 from pallas_kernels.grouped_matmul import cases, mosaic_gpu_narrow, quantised, ref, triton, xla
@@ -45,7 +44,6 @@ def defined(x, w, size_E):
   return y_MF
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "dtype, rows, scales, config",
   [
@@ -58,17 +56,18 @@ def defined(x, w, size_E):
     ("float8_e4m3fn", "narrow", 2, Config(128, 128, 2, depth=128)),
   ],
 )
-def test_it_is_the_definition(dtype, rows, scales, config, monkeypatch):
+def test_it_is_the_definition(dtype, rows, scales, config, hopper):
   """Experts without rows, with a row, with fewer than a tile and with more; rows of no expert."""
-  monkeypatch.setattr(target, "cores", lambda: 2)
   for seed, size_E in enumerate(np.array([[70, 0, 65], [0, 1, 0]])):
     x, dirty, w = drawn(dtype, rows, scales, size_E, seed)
-    with mosaic_interpreter.on_cpu():
+    with hopper():
       run = jax.jit(functools.partial(mosaic_gpu_narrow.quantised, config=config))
       got = run(dirty, w, jnp.asarray(size_E))
     want = defined(x, w, size_E)
     assert got.dtype == (jnp.float32 if rows == "narrow" else rows)
     close = 1e-6 if rows == "narrow" else 5e-3  # the result alone is rounded to 16 bits
+    if dtype.startswith("float8") and jax.default_backend() == "gpu":
+      close = 5e-3  # tensor cores keep 14 bits of a sum of such products
     np.testing.assert_allclose(
       np.asarray(got, np.float64), want, rtol=0, atol=close * np.abs(want).max()
     )
