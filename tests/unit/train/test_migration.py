@@ -235,8 +235,13 @@ def test_a_resumed_run_has_the_same_bits(whole, cut_off, two_kinds):
 
 
 @pytest.mark.mesh
-def test_a_run_goes_on_with_other_owners(whole, cut_off, two_kinds):
-  got = fit(two_kinds, cut_off, mesh="data:4,expert:2")
+@pytest.mark.parametrize("mesh, roles", [
+  ("data:4,expert:2", {}),
+  ("data:2,expert:2,tensor:2", {"experts": "E:expert+tensor,F:"}),  # as many, but laid otherwise
+  ("data:2,expert:2,tensor:2", {"experts": "E:expert,F:tensor"}),
+])  # fmt: skip
+def test_a_run_goes_on_with_other_owners(whole, cut_off, two_kinds, mesh, roles):
+  got = fit(two_kinds, cut_off, mesh=mesh, roles=roles)
   assert got.metrics["loss"] == pytest.approx(whole[1].metrics["loss"], rel=1e-4)
   row = lines(cut_off, "placement")[6]["layers"]
   assert all(one["after"] <= one["before"] for one in row.values())
