@@ -123,7 +123,19 @@ def test_experts_on_the_host_are_no_arguments_of_the_device(made):
   assert moments["params"] - away["params"] == experts
   gradients = away["host"] - moments["host"] - experts
   assert 0.99 * experts < gradients < 2.01 * experts  # in bfloat16, or float32 before they are
-  assert away["peak"] < moments["peak"] - experts
+  assert away["peak"] < moments["peak"]
+
+
+def test_experts_on_the_host_lower_the_peak_by_more_than_they_take_for_every_layer(made):
+  """What a layer at work needs is there once; weights and gradients of all others are not."""
+  deep, experts = f"--config.model.layers={{'depth': {2 * L}}}", L * 3 * E * D * F * 2 // 4
+
+  def grown(word):
+    few, many = made("v5p:2x2x1", word), made("v5p:2x2x1", word, deep)
+    return many["bytes"]["peak"] - few["bytes"]["peak"]
+
+  moments, away = grown("--config.optim.offload=True"), grown("--config.train.offload=experts")
+  assert moments > 2 * experts and away < moments - experts
 
 
 def test_a_program_that_is_too_large_is_told_in_numbers():
