@@ -20,7 +20,6 @@ def test_a_notebook_is_stored_without_output(path):
   assert sum("pip install" in cell.source for cell in cells) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, monkeypatch, tmp_path):
   monkeypatch.setenv("MOEJAX_FAST", "1")
