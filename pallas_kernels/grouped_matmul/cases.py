@@ -27,6 +27,7 @@ TEST = {  # odd numbers: nothing divides anything
 }
 BENCH = {  # one amount of work over more and more experts, then other loads
   **{f"E{E}": Case(8192, 256, 512, E, "random") for E in (8, 32, 128, 512)},
+  **{f"E{E}_even": Case(8192, 256, 512, E) for E in (8, 32, 128)},
   "E32_zipf": Case(8192, 256, 512, 32, "zipf"),
   "E32_one_hot": Case(8192, 256, 512, 32, "one_hot"),
   "E32_half_used": Case(8192, 256, 512, 32, "half"),

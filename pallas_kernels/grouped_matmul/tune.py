@@ -26,7 +26,7 @@ def named(tokens: int) -> dict:
   Small ones of one shape are one case, so that a setting is chosen for all of their loads.
 
   >>> named(16)["E32"][1], "E32_zipf" in named(16)
-  (('random', 'zipf', 'one_hot', 'half'), False)
+  (('random', 'even', 'zipf', 'one_hot', 'half'), False)
   """
   small: dict[str, tuple] = {}
   for name, case in cases.BENCH.items():
