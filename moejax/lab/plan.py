@@ -179,10 +179,11 @@ def table(plan: dict) -> str:
   """The plan for a reader."""
   size, seconds = plan["bytes"], plan["seconds"]
   share = size["peak"] / size["room"]
-  total, active = (plan["params"][word] / 1e9 for word in ("total", "active"))
+  count = lambda n: f"{n / 1e9:.1f}B" if n >= 1e8 else f"{n / 1e6:.1f}M"
+  total, active = (count(plan["params"][word]) for word in ("total", "active"))
   lines = [
     f"{plan['topology']}, {plan['devices']} devices, mesh {plan['mesh']};"
-    f" {total:.1f}B parameters, {active:.1f}B active; {plan['tokens']:,} tokens in a step",
+    f" {total} parameters, {active} active; {plan['tokens']:,} tokens in a step",
     "",
     f"{'memory of a device':<44} {'GiB':>9}",
     _row("parameters", size["params"]),
