@@ -143,8 +143,8 @@ on up to eight virtual CPU devices, in float32, against the same step on one dev
 dispatch in float64 and forced to the choices of the line. Loss, gradients, statistics and router
 state: the largest difference, as a part of the largest entry of its array. Ratio: the gradient's
 projection on the right one, 2 where a sum is counted twice. Other choices: those that the float64
-router would have made otherwise, as between two tokens that are equal, and what follows from them in
-later layers. Allowed: {allowed:.0e}.
+router would have made otherwise, as between two tokens that are equal, and what follows from them
+in later layers. Allowed: {allowed:.0e}.
 
     python -m moejax audit --config=configs/quickstart.py --config.mesh=data:2,expert:4
 
