@@ -176,16 +176,18 @@ class ExpertPlan(flax.struct.PyTreeNode):
 
   def weights_NE(self) -> jax.Array:
     """The meaning of the plan, as for TokenPlan."""
-    E, N = self.num_experts, self.num_tokens
-    token_EC = jnp.where(self.token_EC < 0, N, self.token_EC)
-    zero_NE = jnp.zeros((N, E), self.gate_EC.dtype)
-    return zero_NE.at[token_EC, jnp.arange(E)[:, None]].add(self.gate_EC, mode="drop")
+    return self._by_token(self.gate_EC)
 
   def taken_NE(self) -> jax.Array:
     """Whether an expert took a token."""
-    token_EC = jnp.where(self.token_EC < 0, self.num_tokens, self.token_EC)
-    none_NE = jnp.zeros((self.num_tokens, self.num_experts), bool)
-    return none_NE.at[token_EC, jnp.arange(self.num_experts)[:, None]].set(True, mode="drop")
+    return self._by_token(jnp.ones_like(self.gate_EC)) > 0
+
+  def _by_token(self, value_EC) -> jax.Array:
+    """What is said of slots, added up in [N, E]; empty slots are left out."""
+    E, N = self.num_experts, self.num_tokens
+    token_EC = jnp.where(self.token_EC < 0, N, self.token_EC)
+    zero_NE = jnp.zeros((N, E), value_EC.dtype)
+    return zero_NE.at[token_EC, jnp.arange(E)[:, None]].add(value_EC, mode="drop")
 
   def taken_NK(self) -> jax.Array:
     """The same as ids, K = E: every expert in its own place, -1 where it did not take the token."""
