@@ -141,18 +141,21 @@ def test_what_experts_took_can_be_forced_on_other_logits():
 
 
 def test_some_forced_tokens_leave_experts_the_other_slots():
-  """Token 5 of 16 for expert 3 alone; token 6 for none; the rest compete as they would."""
+  """The least wanted token goes to expert 3 alone, the most wanted one to none; the rest compete."""
   cfg = expert_choice.Config(2.0)  # 2 * 16 / 8 slots of each expert
-  forced_NK = jnp.full((N, 2), -2).at[5].set(jnp.array([3, -1])).at[6].set(-1)
+  last, first = int(LOGIT_NE[:16, 3].argmin()), 16 + int(LOGIT_NE[16:32, 0].argmax())
+  forced_NK = jnp.full((N, 2), -2).at[last].set(jnp.array([3, -1])).at[first].set(-1)
   taken_NE = np.asarray(decide(cfg, groups=4, forced_NK=forced_NK).taken_NE())
   prob_NE = np.asarray(jax.nn.softmax(LOGIT_NE))
   rank_NE = prob_NE.copy()
-  rank_NE[5:7], rank_NE[5, 3] = -1, 2
+  rank_NE[[last, first]], rank_NE[last, 3] = -1, 2
   for g in range(4):
     rows = slice(16 * g, 16 * g + 16)
     cut_E = np.sort(rank_NE[rows], axis=0)[-4]
     np.testing.assert_array_equal(taken_NE[rows], rank_NE[rows] >= cut_E)
-  assert taken_NE[5].tolist() == [e == 3 for e in range(E)] and not taken_NE[6].any()
+  assert taken_NE[last].tolist() == [e == 3 for e in range(E)] and not taken_NE[first].any()
+  free_NE = decide(cfg, groups=4).taken_NE()
+  assert not free_NE[last, 3] and free_NE[first].any()
 
 
 def test_an_expert_takes_no_more_forced_tokens_than_it_has_slots():
