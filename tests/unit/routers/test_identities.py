@@ -141,7 +141,7 @@ def test_what_experts_took_can_be_forced_on_other_logits():
 
 
 def test_some_forced_tokens_leave_experts_the_other_slots():
-  """The least wanted token goes to expert 3 alone, the most wanted one to none; the rest compete."""
+  """The least wanted token is for expert 3 alone, the most wanted one for none; others compete."""
   cfg = expert_choice.Config(2.0)  # 2 * 16 / 8 slots of each expert
   last, first = int(LOGIT_NE[:16, 3].argmin()), 16 + int(LOGIT_NE[16:32, 0].argmax())
   forced_NK = jnp.full((N, 2), -2).at[last].set(jnp.array([3, -1])).at[first].set(-1)
